@@ -1,0 +1,52 @@
+"""Publish and subscribe through Redis and Valkey from asyncio, without losing messages in silence."""
+
+from .client import Client, ClientStats, LinkStats
+from .errors import (
+    Closed,
+    ConnectFailed,
+    EncodeFailed,
+    GapError,
+    MissingExtra,
+    NotSent,
+    PublishRefused,
+    PubSubError,
+    SlowConsumer,
+    SubscribeRefused,
+    Unconfirmed,
+)
+from .link import Backoff
+from .message import Gap, GapReason, Message, Receipt, Undecodable
+from .publisher import Publisher
+from .subscriber import Events, Subscriber, SubscriberStats
+from .topic import JSON, Pattern, Subscribable, Topic
+
+__all__ = [
+    "JSON",
+    "Backoff",
+    "Client",
+    "ClientStats",
+    "Closed",
+    "ConnectFailed",
+    "EncodeFailed",
+    "Events",
+    "Gap",
+    "GapError",
+    "GapReason",
+    "LinkStats",
+    "Message",
+    "MissingExtra",
+    "NotSent",
+    "Pattern",
+    "PubSubError",
+    "PublishRefused",
+    "Publisher",
+    "Receipt",
+    "SlowConsumer",
+    "Subscribable",
+    "SubscribeRefused",
+    "Subscriber",
+    "SubscriberStats",
+    "Topic",
+    "Unconfirmed",
+    "Undecodable",
+]

@@ -1,0 +1,56 @@
+"""What a session needs of the two sides that can speak over it: the router and the outbox.
+
+Lives here: the small protocol between decisions (layer 1) and connections (layer 3 and up), and the
+words that both use. Must not live here: anything that runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, TypeAlias
+
+from .errors import PubSubError
+
+__all__ = ["Command", "Dialogue", "OutOfStep"]
+
+Command: TypeAlias = tuple[bytes, ...]
+"""A command and its arguments, as the server is to get them."""
+
+
+class OutOfStep(Exception):
+    """The server said something that cannot be an answer to what it was asked."""
+
+
+class Dialogue(Protocol):
+    """One side of a standing connection: it outlives sessions and decides what is said in each."""
+
+    is_stalled: bool
+    """Whether the last `receive` stopped because the consumer has no room."""
+
+    def begin(self) -> None:
+        """A session begins; the server knows nothing of us."""
+        ...
+
+    def commands(self) -> list[Command]:
+        """What to send now, in order; asked again until it is empty."""
+        ...
+
+    def receive(self, batch: Sequence[Any], start: int) -> int:
+        """Deal with replies and pushes from `start` on; return how far it went."""
+        ...
+
+    def ping(self) -> None:
+        """Let the next `commands()` hold a PING."""
+        ...
+
+    def expire(self, now: float) -> float:
+        """Give up what is overdue; return the earliest deadline that is left, or infinity."""
+        ...
+
+    def end(self) -> None:
+        """The session has ended."""
+        ...
+
+    def close(self, error: PubSubError) -> None:
+        """There will be no other session."""
+        ...

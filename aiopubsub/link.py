@@ -1,0 +1,324 @@
+"""A standing connection: one session after another, until it is closed.
+
+    IDLE -open-> CONNECTING -ready-> LIVE -ended-> WAITING -due-> CONNECTING
+    CONNECTING -permanent error-> CLOSED       any -close-> CLOSED
+
+Lives here: when to connect, how long to wait, when to give a connection up. Must not live here: what
+is said over it, how a socket is opened. A client owns links; roles kick them and wait for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+from dataclasses import dataclass
+from enum import Enum
+from typing import Generic, TypeVar
+
+import anyio
+
+from .dialogue import Dialogue
+from .errors import Closed, ConnectFailed, PubSubError
+from .session import Session
+from .wire import Wire, WireOpener
+
+__all__ = ["Backoff", "Link", "State", "Verdict", "judge"]
+
+logger = logging.getLogger("aiopubsub.link")
+
+D = TypeVar("D", bound=Dialogue)
+
+_ATTEMPT_TIMEOUT_S = 5.0  # for connecting and the handshake; redis-py's own default for each
+_CLOSE_TIMEOUT_S = 1.0  # for a task that was cancelled and only has to notice
+
+
+class State(Enum):
+    """Where a link stands."""
+
+    IDLE = "idle"
+    CONNECTING = "connecting"
+    LIVE = "live"
+    WAITING = "waiting"
+    CLOSED = "closed"
+
+
+_MOVES = {
+    State.IDLE: {State.CONNECTING, State.CLOSED},
+    State.CONNECTING: {State.LIVE, State.WAITING, State.CLOSED},
+    State.LIVE: {State.WAITING, State.CLOSED},
+    State.WAITING: {State.CONNECTING, State.CLOSED},
+    State.CLOSED: set[State](),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """How long to wait before the next try to connect: full jitter, doubling.
+
+    The n-th wait in a row is a random time between 0 and `first_s * 2**n`, at most `cap_s`, so that
+    the clients of a server that comes back don't all come at once
+    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
+
+    Args:
+        first_s: Upper bound of the first wait, in seconds, > 0.
+        cap_s: Upper bound of every wait. What it is, a server that is back waits at most for us.
+        reset_after_s: A connection that lived this long starts the row anew.
+
+    Raises:
+        ValueError: A number is out of range.
+    """
+
+    first_s: float = 0.05
+    cap_s: float = 1.0
+    reset_after_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.first_s <= self.cap_s < math.inf or not self.reset_after_s >= 0:
+            raise ValueError(f"backoff must have 0 < first_s <= cap_s and reset_after_s >= 0: {self}")
+
+    def delay_s(self, failures: int, chance: float) -> float:
+        """The wait after so many failures in a row, from 0; `chance` is a random number in [0, 1)."""
+        return chance * min(self.cap_s, self.first_s * 2.0 ** min(failures, 64))
+
+
+class Verdict(Enum):
+    """What the health of a connection asks for."""
+
+    FINE = "fine"
+    PING = "ping"
+    DEAD = "dead"
+
+
+def judge(now: float, heard_at: float, asked_at: float | None, heartbeat: float) -> tuple[Verdict, float]:
+    """Whether a connection lives, and when to look again.
+
+    Nothing heard for one heartbeat: ask. Nothing heard for one heartbeat since: dead. Any byte counts
+    as heard, so a large backlog in front of the answer does not kill a connection that moves.
+
+    Args:
+        now: The time, in seconds of any clock.
+        heard_at: When something last came.
+        asked_at: When a PING was sent that nothing was heard after, or `None`.
+        heartbeat: In seconds.
+    """
+    if asked_at is None or heard_at > asked_at:
+        due = heard_at + heartbeat
+        return (Verdict.FINE, due) if now < due else (Verdict.PING, now + heartbeat)
+    due = asked_at + heartbeat
+    return (Verdict.FINE, due) if now < due else (Verdict.DEAD, math.inf)
+
+
+class Link(Generic[D]):
+    """A standing connection.
+
+    Args:
+        opener: Where wires come from.
+        dialogue: Who speaks; it lives as long as the link.
+        role: What it is for, in logs and task names.
+        heartbeat: Seconds, see `judge`.
+        backoff: Waits between tries.
+
+    Attributes:
+        state: Where it stands.
+        error: Why the last try or session failed; after a permanent error also why it is closed.
+        reconnects: Sessions after the first.
+        heard_at: When the server was last heard, by the loop's clock, or `None`.
+    """
+
+    def __init__(
+        self, opener: WireOpener, dialogue: D, *, role: str, heartbeat: float, backoff: Backoff
+    ) -> None:
+        self.dialogue = dialogue
+        self.state = State.IDLE
+        self.error: PubSubError | None = None
+        self._opener = opener
+        self._role = role
+        self._heartbeat = heartbeat
+        self._backoff = backoff
+        self._loop = asyncio.get_running_loop()
+        self._session: Session | None = None
+        self._sessions = 0
+        self._heard_at: float | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._changed: list[asyncio.Future[None]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def reconnects(self) -> int:
+        return max(0, self._sessions - 1)
+
+    @property
+    def heard_at(self) -> float | None:
+        return self._heard_at if self._session is None else self._session.heard_at
+
+    async def ready(self, timeout: float | None) -> None:
+        """Open the link if it is idle, and wait until it is live.
+
+        Args:
+            timeout: Seconds; `None` waits for ever.
+
+        Raises:
+            ConnectFailed: It is not live after the timeout, or never will be.
+            Closed: It was closed.
+        """
+        self.open()
+        with anyio.move_on_after(timeout):
+            while self.state is not State.LIVE and self.state is not State.CLOSED:
+                await self._change()
+        if self.state is State.LIVE:
+            return
+        if self.state is State.CLOSED and self.error is not None:
+            raise self.error
+        if isinstance(self.error, ConnectFailed):
+            raise ConnectFailed(self.error.target, self.error.reason) from self.error
+        raise ConnectFailed(self._opener.target, f"no answer within {timeout:g} s")
+
+    def open(self) -> None:
+        """Begin to connect, if it has not begun yet."""
+        if self.state is State.IDLE:
+            self._move(State.CONNECTING)
+            name = f"aiopubsub {self._role} {self._opener.target}"
+            self._task = self._loop.create_task(self._run(), name=name)
+
+    def kick(self) -> None:
+        """The dialogue may have something to say."""
+        if self._session is not None:
+            self._session.kick()
+
+    def expect(self, deadline: float) -> None:
+        """The dialogue has something that is overdue at this time of the loop's clock."""
+        if self._alarm is None or deadline < self._alarm.when():
+            self._set_alarm(deadline)
+
+    def resume(self) -> None:
+        """The consumer that stalled the dialogue has room again."""
+        if self._session is not None:
+            self._session.resume()
+
+    async def aclose(self) -> None:
+        """Close the connection and end the dialogue. Never hangs; cancelling it leaves nothing over."""
+        self._close(self.error if self.state is State.CLOSED else None)
+        task, self._task = self._task, None
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+            await asyncio.wait([task], timeout=_CLOSE_TIMEOUT_S)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """The life of the link. It ends with `aclose` or with a permanent error."""
+        try:
+            failures = 0
+            while True:
+                lived = await self._connect_and_live()
+                if self.state is State.CLOSED:
+                    return
+                failures = 0 if lived >= self._backoff.reset_after_s else failures
+                self._move(State.WAITING)
+                # jitter, not a secret
+                await asyncio.sleep(self._backoff.delay_s(failures, random.random()))  # noqa: S311
+                failures += 1
+                self._move(State.CONNECTING)
+        except Exception as error:  # a defect of ours: it must reach whoever waits
+            logger.exception("%s: the link failed", self._role)
+            self._close(ConnectFailed(self._opener.target, f"{type(error).__name__}: {error}", True))
+
+    async def _connect_and_live(self) -> float:
+        """One try, and the session if it works; seconds that it lived."""
+        try:
+            wire = await self._open_wire()
+        except ConnectFailed as error:
+            if self.error is None or str(self.error) != str(error):
+                logger.warning("%s: %s", self._role, error)
+            if error.permanent:
+                self._close(error)
+            self.error = error
+            return 0.0
+        self.error = None
+        began_at = self._loop.time()
+        self._session = session = Session(wire, self.dialogue)
+        self._sessions += 1
+        self._move(State.LIVE)
+        if self._sessions > 1:
+            logger.info("%s: connected to %s again", self._role, self._opener.target)
+        try:
+            await self._watch(session)
+            reason = session.ended.result()
+        finally:
+            session.end("closed")
+            self._heard_at = session.heard_at
+            self._session = None
+        self.error = ConnectFailed(self._opener.target, reason)
+        logger.warning("%s: lost %s: %s", self._role, self._opener.target, reason)
+        return self._loop.time() - began_at
+
+    async def _open_wire(self) -> Wire:
+        try:
+            with anyio.fail_after(_ATTEMPT_TIMEOUT_S):
+                return await self._opener.open()
+        except TimeoutError:
+            reason = f"no answer within {_ATTEMPT_TIMEOUT_S:g} s"
+            raise ConnectFailed(self._opener.target, reason) from None
+
+    async def _watch(self, session: Session) -> None:
+        """Until the session has ended: see that the server lives."""
+        asked_at: float | None = None
+        look_at = self._loop.time() + self._heartbeat
+        while not session.ended.done():
+            await asyncio.wait([session.ended], timeout=max(0.0, look_at - self._loop.time()))
+            now = self._loop.time()
+            if session.is_held_up:  # we don't listen, so silence says nothing
+                asked_at, look_at = None, now + self._heartbeat
+                continue
+            if asked_at is not None and session.heard_at > asked_at:
+                asked_at = None
+            verdict, look_at = judge(now, session.heard_at, asked_at, self._heartbeat)
+            if verdict is Verdict.PING:
+                asked_at = now
+                session.ping()
+            elif verdict is Verdict.DEAD:
+                session.end(f"nothing heard for {now - session.heard_at:.3g} s, PING included")
+
+    def _close(self, error: PubSubError | None) -> None:
+        """To CLOSED, from wherever it stands; does nothing the second time."""
+        if self.state is State.CLOSED:
+            return
+        self.error = error
+        if self._session is not None:
+            self._session.end("closed")
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._move(State.CLOSED)
+        self.dialogue.close(Closed("client") if error is None else error)
+
+    def _move(self, state: State) -> None:
+        if state not in _MOVES[self.state]:
+            raise RuntimeError(f"a link cannot go from {self.state.name} to {state.name}")
+        self.state = state
+        for waiter in self._changed:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._changed.clear()
+
+    async def _change(self) -> None:
+        waiter = self._loop.create_future()
+        self._changed.append(waiter)
+        try:
+            await waiter
+        finally:
+            if waiter in self._changed:
+                self._changed.remove(waiter)
+
+    def _set_alarm(self, deadline: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        self._alarm = self._loop.call_at(deadline, self._on_alarm)
+
+    def _on_alarm(self) -> None:
+        self._alarm = None
+        earliest = self.dialogue.expire(self._loop.time())
+        if earliest < math.inf and self.state is not State.CLOSED:
+            self._set_alarm(earliest)
+        self.kick()

@@ -1,0 +1,341 @@
+"""The bounded buffer between the connection and one subscriber.
+
+Lives here: order, bounds, overflow policies, gaps at their place, exact counts. Must not live here:
+waiting, decoding, the wire. The router puts; the subscriber pops, in the same step that returns the
+item, so that no item is ever held by something that can be cancelled.
+
+Messages lie in one queue in the order they came. What is not a message (a hole, an error) lies at its
+place among them and takes no room. Holes that lost all messages before them stand at the front, at
+most one for each reason, because nothing tells their order any more.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from enum import Enum
+from typing import TypeAlias
+
+from .errors import PubSubError, SlowConsumer
+from .message import Gap, GapReason, Message
+
+__all__ = ["MESSAGE_OVERHEAD_BYTES", "Mailbox", "Overflow"]
+
+MESSAGE_OVERHEAD_BYTES = 152
+"""What a message takes beside its payload: `sys.getsizeof` of the `Message` with its GC head (88), of
+the payload's `bytes` object (33), a slot in the queue (8), rounded up as the allocator does (16)."""
+
+Item: TypeAlias = Message[object] | Gap | PubSubError
+
+
+class Overflow(Enum):
+    """What a full buffer does with the next message."""
+
+    DROP_OLDEST = "drop_oldest"
+    DROP_NEWEST = "drop_newest"
+    FAIL = "fail"
+    BLOCK = "block"
+
+
+@dataclass(slots=True, eq=False)
+class _Hole:
+    """A gap in the making: it grows until it is handed over as a `Gap`."""
+
+    reason: GapReason
+    started_s: float
+    ended_s: float
+    missed: int | None
+    channels: dict[str, None] = field(default_factory=dict[str, None])
+    is_open: bool = False
+
+    def swallow(self, other: _Hole) -> None:
+        """Become one with another hole of the same reason."""
+        self.started_s = min(self.started_s, other.started_s)
+        self.ended_s = max(self.ended_s, other.ended_s)
+        self.channels |= other.channels
+        self.is_open = self.is_open or other.is_open
+        if self.missed is not None and other.missed is not None:
+            self.missed += other.missed
+        else:
+            self.missed = None
+
+    def to_gap(self) -> Gap:
+        return Gap(
+            self.reason,
+            tuple(self.channels),
+            self.missed,
+            datetime.fromtimestamp(self.started_s, UTC),
+            datetime.fromtimestamp(self.ended_s, UTC),
+        )
+
+
+class Mailbox:
+    """One subscriber's buffer.
+
+    Args:
+        buffer: Messages at most, at least 1.
+        buffer_bytes: Bytes at most, payloads and `MESSAGE_OVERHEAD_BYTES` each. A message that is
+            larger than this alone is still taken when no other is buffered.
+        overflow: What happens to a message that does not fit.
+        clock: Seconds since the epoch; asked when something is lost, never for a message that fits.
+
+    Attributes:
+        wake: Called when something can be popped. The subscriber sets it while it waits.
+        on_room: Called when a mailbox that made its reader stop (`BLOCK`) is half empty again.
+        delivered: Messages popped.
+        dropped: Messages that did not fit.
+        gaps: Gaps popped.
+    """
+
+    __slots__ = (
+        "_bytes",
+        "_clock",
+        "_ended",
+        "_front",
+        "_is_stalled",
+        "_items",
+        "_limit",
+        "_open_hole",
+        "_others",
+        "_overflowed",
+        "buffer",
+        "buffer_bytes",
+        "delivered",
+        "dropped",
+        "gaps",
+        "on_room",
+        "overflow",
+        "wake",
+    )
+
+    def __init__(
+        self, *, buffer: int, buffer_bytes: int, overflow: Overflow, clock: Callable[[], float]
+    ) -> None:
+        self.buffer = buffer
+        self.buffer_bytes = buffer_bytes
+        self.overflow = overflow
+        self.wake: Callable[[], None] | None = None
+        self.on_room: Callable[[], None] | None = None
+        self.delivered = 0
+        self.dropped = 0
+        self.gaps = 0
+        self._clock = clock
+        self._items: deque[Message[object] | _Hole | PubSubError] = deque()
+        self._front: deque[_Hole | PubSubError] = deque()
+        self._others = 0  # of `_items`: what is not a message
+        self._limit = buffer  # length of `_items` at which nothing more fits; -1: takes nothing more
+        self._bytes = 0
+        self._open_hole: _Hole | None = None
+        self._is_stalled = False
+        self._overflowed = False  # FAIL: full once, so nothing more is taken
+        self._ended = False
+
+    @property
+    def buffered(self) -> int:
+        """Messages that wait to be popped."""
+        return len(self._items) - self._others
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Bytes that they take, overhead included."""
+        return self._bytes
+
+    @property
+    def received(self) -> int:
+        """Messages that came."""
+        return self.delivered + self.dropped + self.buffered
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether nothing more will come. What is buffered can still be popped."""
+        return self._ended
+
+    @property
+    def is_drained(self) -> bool:
+        """Whether nothing more will come and nothing is left."""
+        return self._ended and not self._items and not self._front
+
+    def put(self, message: Message[object]) -> bool:
+        """Take a message, or do with it what the policy says.
+
+        Returns whether the reader should stop until `on_room` (only with `BLOCK`).
+        """
+        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
+        if (
+            len(self._items) >= self._limit or self._bytes + size > self.buffer_bytes
+        ) and not self._make_room(message, size):
+            return False
+        self._items.append(message)
+        self._bytes += size
+        if self.wake is not None:
+            self.wake()
+        return self._is_stalled
+
+    def put_error(self, error: PubSubError) -> None:
+        """Let an error be raised at this place among the messages."""
+        if not self._ended:
+            self._append(error)
+            self._notify()
+
+    def open_hole(self, channels: Iterable[str]) -> None:
+        """From here on messages may be missing, until `close_hole`. Opening twice widens it."""
+        if self._ended:
+            return
+        now = self._clock()
+        if self._open_hole is None:
+            self._open_hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True)
+            self._append(self._open_hole)
+        self._open_hole.channels.update(dict.fromkeys(channels))
+
+    def close_hole(self) -> None:
+        """All that was lost with the connection is subscribed again: the gap can be handed over."""
+        hole, self._open_hole = self._open_hole, None
+        if hole is None:
+            return
+        hole.ended_s = self._clock()
+        hole.is_open = False
+        self._notify()
+
+    def end(self) -> None:
+        """Take nothing more. What is buffered can still be popped."""
+        self.close_hole()
+        self._ended = True
+        self._limit = -1
+        self._notify()
+
+    def clear(self) -> None:
+        """Forget what is buffered."""
+        self._items.clear()
+        self._front.clear()
+        self._open_hole = None
+        self._bytes = 0
+        self._count_others(-self._others)
+
+    def pop(self) -> Item | None:
+        """The next message, gap or error; `None` when there is none yet, or none any more."""
+        if self._front:
+            return self._pop_front()
+        if not self._items:
+            return self._pop_failure() if self._overflowed else None
+        item = self._items[0]
+        if isinstance(item, _Hole) and item.is_open:
+            return None
+        self._items.popleft()
+        if isinstance(item, Message):
+            self._bytes -= len(item.payload) + MESSAGE_OVERHEAD_BYTES
+            self.delivered += 1
+            if self._is_stalled and self._is_half_empty():
+                self._is_stalled = False
+                if self.on_room is not None:
+                    self.on_room()
+            return item
+        self._count_others(-1)
+        return self._hand_over(item)
+
+    # -- what happens when it is full --------------------------------------------------------------
+
+    def _make_room(self, message: Message[object], size: int) -> bool:
+        """Whether the message is to be taken, after the policy has done what it does."""
+        if self._ended:
+            return False
+        if self._overflowed:
+            self.dropped += 1
+            return False
+        if not self.buffered and self.overflow is not Overflow.BLOCK:
+            return True  # larger than the bound alone
+        if self.overflow is Overflow.BLOCK:
+            self._is_stalled = True  # what was read already is taken; the reader stops
+            return True
+        if self.overflow is Overflow.DROP_OLDEST:
+            while self.buffered and (
+                self.buffered >= self.buffer or self._bytes + size > self.buffer_bytes
+            ):
+                self._drop_oldest()
+            return True
+        self.dropped += 1
+        if self.overflow is Overflow.FAIL:
+            self._overflowed = True
+            self._limit = -1
+        else:
+            last = self._items[-1]
+            if not (isinstance(last, _Hole) and last.reason is GapReason.OVERFLOW):
+                last = self._new_overflow_hole()
+                self._append(last)
+            self._widen(last, message)
+        return False
+
+    def _drop_oldest(self) -> None:
+        item = self._items.popleft()
+        while not isinstance(item, Message):
+            self._count_others(-1)
+            self._to_front(item)
+            item = self._items.popleft()
+        self._bytes -= len(item.payload) + MESSAGE_OVERHEAD_BYTES
+        self.dropped += 1
+        hole = self._front_hole(GapReason.OVERFLOW)
+        if hole is None:
+            hole = self._new_overflow_hole()
+            self._front.append(hole)
+        self._widen(hole, item)
+
+    def _to_front(self, item: _Hole | PubSubError) -> None:
+        other = self._front_hole(item.reason) if isinstance(item, _Hole) else None
+        if other is None or not isinstance(item, _Hole):
+            self._front.append(item)
+            return
+        other.swallow(item)
+        if item is self._open_hole:
+            self._open_hole = other
+
+    def _front_hole(self, reason: GapReason) -> _Hole | None:
+        for item in self._front:
+            if isinstance(item, _Hole) and item.reason is reason:
+                return item
+        return None
+
+    def _new_overflow_hole(self) -> _Hole:
+        now = self._clock()
+        return _Hole(GapReason.OVERFLOW, now, now, 0)
+
+    def _widen(self, hole: _Hole, message: Message[object]) -> None:
+        hole.missed = (hole.missed or 0) + 1
+        hole.ended_s = self._clock()
+        hole.channels[message.topic.name] = None
+
+    # -- the rest ----------------------------------------------------------------------------------
+
+    def _pop_front(self) -> Item | None:
+        item = self._front[0]
+        if isinstance(item, _Hole) and item.is_open:
+            return None
+        return self._hand_over(self._front.popleft())
+
+    def _hand_over(self, item: _Hole | PubSubError) -> Item:
+        if isinstance(item, _Hole):
+            self.gaps += 1
+            return item.to_gap()
+        return item
+
+    def _pop_failure(self) -> PubSubError | None:
+        if self._ended:
+            return None
+        self._ended = True
+        return SlowConsumer(self.dropped, self.buffer, self.buffer_bytes)
+
+    def _is_half_empty(self) -> bool:
+        return self.buffered * 2 <= self.buffer and self._bytes * 2 <= self.buffer_bytes
+
+    def _append(self, item: _Hole | PubSubError) -> None:
+        self._items.append(item)
+        self._count_others(1)
+
+    def _count_others(self, change: int) -> None:
+        self._others += change
+        if self._limit >= 0:
+            self._limit += change
+
+    def _notify(self) -> None:
+        if self.wake is not None:
+            self.wake()

@@ -1,0 +1,445 @@
+"""Who gets what: channels to mailboxes, and what to say to the server so that it is so.
+
+Two tables. *Wishes* is what subscribers want: for each channel and pattern the mailboxes that are to
+get its messages. *Wire* is what the server knows: whether it was asked for a channel, confirmed it, or
+was asked to forget it. `commands()` turns the second into the first, and is asked again after every
+change, so that reconnects and races leave no ghost and forget nobody.
+
+In RESP3 a SUBSCRIBE that succeeds has no reply, only pushes; one that fails has an error reply in line
+with all others (https://redis.io/docs/latest/develop/reference/protocol-spec/#pushes). So each command
+is followed by `PING <token>`, the fence. Errors before a token belong to its burst; the token itself
+says that the server has done the rest. A burst that fails is asked again channel by channel, so that
+one forbidden channel does not take the others down.
+
+    wire state      subscribe sent   fence, no error   fence, error   unsubscribe sent   session ended
+    (absent)        ASKED            -                 -              -                  (absent)
+    ASKED           -                ON                (absent)       LEAVING            (absent)
+    ON              -                -                 -              LEAVING            (absent)
+    LEAVING         ASKED            (absent)          (absent)       -                  (absent)
+
+Lives here: decisions, from values to values. Must not live here: sockets, waiting, clocks. The session
+calls `begin`, `receive`, `commands`, `ping` and `end`; a subscriber calls `add`, `remove` and `fence`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from enum import Enum
+from typing import Any, NamedTuple
+
+from .dialogue import Command, OutOfStep
+from .errors import Closed, ErrorReply, PubSubError, SubscribeRefused
+from .frame import MAGIC, NO_HEADERS, unframe
+from .mailbox import Mailbox
+from .message import Message
+from .topic import Pattern, Subscribable
+
+__all__ = ["Router", "Ticket"]
+
+BATCH = 512
+"""Channels in one command: 196 commands for 100 000 channels; a refused one costs 512 retries at most."""
+
+SLICE = 10_000
+"""Deliveries after which `receive` lets the event loop go on: at 0.2 µs each, about 2 ms."""
+
+
+class Kind(Enum):
+    """How a channel is subscribed to: the two commands for it."""
+
+    CHANNEL = (b"SUBSCRIBE", b"UNSUBSCRIBE")
+    PATTERN = (b"PSUBSCRIBE", b"PUNSUBSCRIBE")
+
+
+class Target(NamedTuple):
+    """A channel or a pattern, as the server knows it."""
+
+    kind: Kind
+    key: bytes
+
+
+class Wire(Enum):
+    """What the server was told of a target, and whether it has confirmed."""
+
+    ASKED = "asked"
+    ON = "on"
+    LEAVING = "leaving"
+
+
+class Ticket:
+    """What one caller waits for: until every target of it is settled.
+
+    Attributes:
+        refused: The server's reason for each channel or pattern that it refused.
+        error: Why nothing will ever settle, or `None`.
+        is_done: Whether nothing is left to wait for.
+    """
+
+    __slots__ = ("_on_done", "_remaining", "error", "is_done", "refused")
+
+    def __init__(self, on_done: Callable[[], None]) -> None:
+        self._on_done = on_done
+        self._remaining = 0
+        self.refused: dict[str, str] = {}
+        self.error: PubSubError | None = None
+        self.is_done = False
+
+    def hold(self) -> None:
+        """One thing more to wait for."""
+        self._remaining += 1
+
+    def release(self) -> None:
+        """One thing less."""
+        self._remaining -= 1
+        self.check()
+
+    def check(self) -> None:
+        """Done, if nothing is left."""
+        if not self._remaining and not self.is_done:
+            self.is_done = True
+            self._on_done()
+
+
+class _Route:
+    """The wish for one target: which mailboxes want it, grouped by topic.
+
+    Mailboxes whose topics are equal share one message object.
+    """
+
+    __slots__ = ("fan_out", "groups", "name")
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.groups: dict[Subscribable[object], dict[Mailbox, None]] = {}
+        self.fan_out = 0
+
+    def add(self, topic: Subscribable[object], mailbox: Mailbox) -> None:
+        group = self.groups.setdefault(topic, {})
+        if mailbox not in group:
+            group[mailbox] = None
+            self.fan_out += 1
+
+    def discard(self, mailbox: Mailbox) -> None:
+        for topic, group in list(self.groups.items()):
+            if mailbox in group:
+                del group[mailbox]
+                self.fan_out -= 1
+                if not group:
+                    del self.groups[topic]
+
+    def mailboxes(self) -> Iterator[Mailbox]:
+        return itertools.chain.from_iterable(self.groups.values())
+
+
+class _Burst:
+    """One command and its fence."""
+
+    __slots__ = ("error", "targets", "ticket", "token", "wire")
+
+    def __init__(
+        self,
+        token: bytes,
+        wire: Wire | None = None,
+        targets: Sequence[Target] = (),
+        ticket: Ticket | None = None,
+    ) -> None:
+        self.token = token
+        self.wire = wire  # what its targets become when it is sent
+        self.targets = targets
+        self.ticket = ticket
+        self.error: str | None = None
+
+
+class Router:
+    """The decisions of one listening connection.
+
+    Args:
+        push: The type of a RESP3 push, to tell it from a reply; a list of the push's parts.
+
+    Attributes:
+        is_stalled: Whether the last `receive` stopped because a mailbox asked for it.
+    """
+
+    def __init__(self, push: type[list[Any]]) -> None:
+        self.is_stalled = False
+        self._push = push
+        self._mailboxes: dict[Mailbox, None] = {}
+        self._wishes: dict[Kind, dict[bytes, _Route]] = {kind: {} for kind in Kind}
+        self._wire: dict[Target, tuple[Wire, _Burst]] = {}
+        self._dirty: dict[Target, None] = {}  # wish and wire may differ; in order of change
+        self._alone: set[Target] = set()  # of a burst that failed: to be asked one by one
+        self._tickets: dict[Target, list[Ticket]] = {}
+        self._missing: dict[Mailbox, set[Target]] = {}  # lost with the connection, not yet back
+        self._bursts: deque[_Burst] = deque()  # sent, fence not yet back
+        self._fences: list[_Burst] = []  # to be sent, without a command
+        self._tokens = itertools.count(1)
+        self._is_live = False
+
+    # -- what subscribers want ---------------------------------------------------------------------
+
+    def add(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
+        """Let a mailbox have these topics. The ticket is done when each is confirmed or refused."""
+        self._mailboxes[mailbox] = None
+        for topic in topics:
+            target = _target(topic)
+            wishes = self._wishes[target.kind]
+            route = wishes.get(target.key)
+            if route is None:
+                route = wishes[target.key] = _Route(topic.name)
+                self._dirty[target] = None
+            route.add(topic, mailbox)
+            if self._wire_state(target) is not Wire.ON:
+                self._wait_for(target, ticket)
+        ticket.check()
+
+    def remove(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
+        """Let a mailbox have these topics no more, at once.
+
+        The ticket is done when the server has forgotten those that nobody wants any more.
+        """
+        for topic in topics:
+            target = _target(topic)
+            self._found(mailbox, target)
+            route = self._wishes[target.kind].get(target.key)
+            if route is None:
+                continue
+            route.discard(mailbox)
+            if not route.fan_out:
+                del self._wishes[target.kind][target.key]
+                self._dirty[target] = None
+                if target in self._wire:
+                    self._wait_for(target, ticket)
+        ticket.check()
+
+    def fence(self, ticket: Ticket) -> None:
+        """Let a ticket be done when all that the server has sent until now has been received."""
+        if self._is_live:
+            ticket.hold()
+            self._fences.append(_Burst(self._new_token(), ticket=ticket))
+        ticket.check()
+
+    def forget(self, mailbox: Mailbox) -> None:
+        """Let go of a mailbox whose topics were all removed."""
+        self._mailboxes.pop(mailbox, None)
+
+    def close(self, error: PubSubError) -> None:
+        """Nothing more will come: whoever waits is told why, and every mailbox ends."""
+        for ticket in [ticket for tickets in self._tickets.values() for ticket in tickets]:
+            ticket.error = error
+            ticket.release()
+        self._tickets.clear()
+        for mailbox in self._mailboxes:
+            if not isinstance(error, Closed):
+                mailbox.put_error(error)
+            mailbox.end()
+        self._mailboxes.clear()
+
+    # -- what the session tells and asks -----------------------------------------------------------
+
+    def begin(self) -> None:
+        """A session begins: the server knows of nothing, all wishes are to be sent."""
+        self._is_live = True
+        for kind, routes in self._wishes.items():
+            self._dirty.update(dict.fromkeys(Target(kind, key) for key in routes))
+
+    def commands(self) -> list[Command]:
+        """What to send now, in order. Asked again, it is empty until something has changed."""
+        if not self._is_live:
+            return []
+        bursts: dict[tuple[Kind, Wire], list[Target]] = {}
+        for target in self._dirty:
+            wanted = target.key in self._wishes[target.kind]
+            state = self._wire_state(target)
+            if wanted != (state in (Wire.ASKED, Wire.ON)):
+                becomes = Wire.ASKED if wanted else Wire.LEAVING
+                bursts.setdefault((target.kind, becomes), []).append(target)
+            elif state in (None, Wire.ON):
+                self._settle(target)  # wished away and back before anything was sent
+        self._dirty.clear()
+        commands: list[Command] = []
+        for (kind, becomes), targets in bursts.items():
+            verb = kind.value[becomes is Wire.LEAVING]
+            for batch in self._batches(targets):
+                burst = _Burst(self._new_token(), becomes, batch)
+                for target in batch:
+                    self._wire[target] = (becomes, burst)
+                commands.append((verb, *(target.key for target in batch)))
+                commands.append(self._send_fence(burst))
+        commands.extend(map(self._send_fence, self._fences))
+        self._fences.clear()
+        return commands
+
+    def ping(self) -> None:
+        """Let the next `commands()` hold a PING; whatever the server answers proves that it lives."""
+        self._fences.append(_Burst(self._new_token()))
+
+    def receive(self, batch: Sequence[Any], start: int) -> int:
+        """Deal with what the server said, from `start` on; return how far it went.
+
+        It stops before the end of the batch after `SLICE` deliveries, and after a message that made a
+        mailbox ask its reader to stop; then `is_stalled` is true.
+
+        Raises:
+            OutOfStep: A reply was not the one that was due.
+        """
+        push = self._push
+        channels = self._wishes[Kind.CHANNEL]
+        patterns = self._wishes[Kind.PATTERN]
+        self.is_stalled = False
+        left = SLICE
+        for index in range(start, len(batch)):
+            item = batch[index]
+            if item.__class__ is not push:
+                self._on_reply(item)
+                continue
+            kind = item[0]
+            if kind == b"message":
+                route = channels.get(item[1])
+                if route is None:
+                    continue
+                channel = route.name
+                payload = item[2]
+            elif kind == b"pmessage":
+                route = patterns.get(item[1])
+                if route is None:
+                    continue
+                channel = item[2].decode("utf-8", "surrogateescape")
+                payload = item[3]
+            else:
+                continue  # confirmations: the fence says the same, once for all of a burst
+            headers = NO_HEADERS
+            if payload.startswith(MAGIC):
+                payload, headers = unframe(payload)
+            for topic, mailboxes in route.groups.items():
+                message = Message(channel, payload, payload, topic, headers)
+                for mailbox in mailboxes:
+                    if mailbox.put(message):
+                        self.is_stalled = True
+            left -= route.fan_out
+            if left <= 0 or self.is_stalled:
+                return index + 1
+        return len(batch)
+
+    def expire(self, now: float) -> float:
+        """Nothing here has a deadline: subscribers bound their own waits."""
+        return math.inf
+
+    def end(self) -> None:
+        """The session has ended: nothing is on the wire, and messages may be missing from here on."""
+        self._is_live = False
+        lost: dict[Mailbox, list[str]] = {}
+        for target, (state, _) in self._wire.items():
+            route = self._wishes[target.kind].get(target.key)
+            if route is not None and state is Wire.ON:
+                for mailbox in route.mailboxes():
+                    lost.setdefault(mailbox, []).append(route.name)
+                    self._missing.setdefault(mailbox, set()).add(target)
+        for mailbox, names in lost.items():
+            mailbox.open_hole(names)
+        bursts = [*self._bursts, *self._fences]
+        forgotten = [target for target in self._wire if target.key not in self._wishes[target.kind]]
+        self._wire.clear()
+        self._bursts.clear()
+        self._fences.clear()
+        for target in forgotten:
+            self._settle(target)
+        for burst in bursts:
+            if burst.ticket is not None:
+                burst.ticket.release()
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _on_reply(self, reply: object) -> None:
+        if not self._bursts:
+            raise OutOfStep(f"a reply that nobody asked for: {type(reply).__name__}")
+        burst = self._bursts[0]
+        if isinstance(reply, ErrorReply):
+            burst.error = str(reply)
+        elif reply == burst.token:
+            self._bursts.popleft()
+            self._on_fence(burst)
+        else:
+            raise OutOfStep(f"a fence was due, not {type(reply).__name__}")
+
+    def _on_fence(self, burst: _Burst) -> None:
+        if burst.ticket is not None:
+            burst.ticket.release()
+        # a target that a later burst has touched is that burst's matter
+        targets = [target for target in burst.targets if self._wire[target][1] is burst]
+        if burst.error is None and burst.wire is Wire.ASKED:
+            for target in targets:
+                self._wire[target] = (Wire.ON, burst)
+                self._settle(target)
+            return
+        for target in targets:
+            del self._wire[target]
+            if burst.error is None or burst.wire is Wire.LEAVING:
+                self._settle(target)
+            elif len(burst.targets) == 1:
+                self._refuse(target, burst.error)
+            else:
+                self._alone.add(target)
+                self._dirty[target] = None
+
+    def _settle(self, target: Target) -> None:
+        """The server knows of a target what its subscribers want."""
+        route = self._wishes[target.kind].get(target.key)
+        if self._missing and route is not None:
+            for mailbox in route.mailboxes():
+                self._found(mailbox, target)
+        for ticket in self._tickets.pop(target, ()):
+            ticket.release()
+
+    def _refuse(self, target: Target, reason: str) -> None:
+        """Nobody can have this target: whoever asks for it just now is told, all others in band."""
+        route = self._wishes[target.kind].pop(target.key, None)
+        tickets = self._tickets.pop(target, [])
+        if route is None:
+            route = _Route("")
+        for ticket in tickets:
+            ticket.refused[route.name] = reason
+        for mailbox in route.mailboxes():
+            if target in self._missing.get(mailbox, ()):
+                mailbox.put_error(SubscribeRefused({route.name: reason}))
+            self._found(mailbox, target)
+        for ticket in tickets:
+            ticket.release()
+
+    def _found(self, mailbox: Mailbox, target: Target) -> None:
+        """A target that was lost with the connection is back, or not wanted any more."""
+        missing = self._missing.get(mailbox)
+        if missing is not None:
+            missing.discard(target)
+            if not missing:
+                del self._missing[mailbox]
+                mailbox.close_hole()
+
+    def _wait_for(self, target: Target, ticket: Ticket) -> None:
+        ticket.hold()
+        self._tickets.setdefault(target, []).append(ticket)
+
+    def _wire_state(self, target: Target) -> Wire | None:
+        entry = self._wire.get(target)
+        return None if entry is None else entry[0]
+
+    def _batches(self, targets: list[Target]) -> Iterator[list[Target]]:
+        together = [target for target in targets if target not in self._alone]
+        for start in range(0, len(together), BATCH):
+            yield together[start : start + BATCH]
+        for target in targets:
+            if target in self._alone:
+                self._alone.discard(target)
+                yield [target]
+
+    def _new_token(self) -> bytes:
+        return b"%d" % next(self._tokens)
+
+    def _send_fence(self, burst: _Burst) -> Command:
+        self._bursts.append(burst)
+        return (b"PING", burst.token)
+
+
+def _target(topic: Subscribable[object]) -> Target:
+    return Target(Kind.PATTERN if isinstance(topic, Pattern) else Kind.CHANNEL, topic.key)

@@ -1,0 +1,147 @@
+"""One connection's life: from the handshake's end to the socket's.
+
+A session carries a dialogue over a wire. What comes is given to the dialogue in batches; what the
+dialogue wants to say is gathered over one turn of the event loop and written at once. A lone command
+does not wait for the turn's end: the first one is written immediately, and only those that follow it
+in the same turn are gathered.
+
+Lives here: when to read, when to write, when to pause. Must not live here: what is said, whether to
+connect again. A link makes a session, and throws it away when it has ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import Any
+
+from .dialogue import Dialogue
+from .wire import Wire
+
+__all__ = ["Session"]
+
+logger = logging.getLogger("aiopubsub.session")
+
+
+class Session:
+    """One connection's life.
+
+    Args:
+        wire: An open wire; the session owns it from here on.
+        dialogue: Who speaks.
+
+    Attributes:
+        ended: Done when the session is over, with the reason.
+        heard_at: When something last came from the server, by the loop's clock.
+    """
+
+    def __init__(self, wire: Wire, dialogue: Dialogue) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._wire = wire
+        self._dialogue = dialogue
+        self._backlog: deque[list[Any]] = deque()  # batches that were read and not yet dealt with
+        self._start = 0  # how far the first of them was
+        self._is_paused = False
+        self._is_gathering = False  # a flush is due at the end of this turn
+        self.ended: asyncio.Future[str] = self._loop.create_future()
+        self.heard_at = self._loop.time()
+        dialogue.begin()
+        wire.start(self)
+        self.kick()
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether the server is not read because we have not dealt with what it said before."""
+        return self._is_paused
+
+    def kick(self) -> None:
+        """The dialogue may have something to say: now, or with all else that this turn brings."""
+        if self._is_gathering:
+            return
+        self._is_gathering = True
+        self._flush()
+        self._loop.call_soon(self._gathered)
+
+    def ping(self) -> None:
+        """Ask the server for a sign of life."""
+        self._dialogue.ping()
+        self.kick()
+
+    def resume(self) -> None:
+        """The consumer that stalled this session has room again."""
+        self._loop.call_soon(self._go_on)
+
+    def end(self, reason: str) -> None:
+        """End it: close the connection and tell the dialogue. Does nothing the second time."""
+        if self.ended.done():
+            return
+        self._wire.abort()
+        self._backlog.clear()
+        self.ended.set_result(reason)
+        self._dialogue.end()
+
+    # -- the wire calls these ----------------------------------------------------------------------
+
+    def on_batch(self, batch: list[Any]) -> None:
+        self.heard_at = self._loop.time()
+        self._backlog.append(batch)
+        if len(self._backlog) == 1:
+            self._start = 0
+            self._work_off()
+
+    def on_writable(self) -> None:
+        self.kick()
+
+    def on_lost(self, reason: str) -> None:
+        # what was read before the end counts: it came before the gap
+        while self._backlog and self._deal():
+            pass
+        self.end(reason)
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _work_off(self) -> None:
+        """Deal with what was read; what takes too long goes on in the next turn."""
+        if not self._backlog or not self._deal():
+            return
+        if self._backlog:
+            self._pause(True)
+            if not self._dialogue.is_stalled:
+                self._loop.call_soon(self._work_off)
+        else:
+            self._pause(self._dialogue.is_stalled)
+        self.kick()
+
+    def _go_on(self) -> None:
+        if self._backlog:
+            self._work_off()
+        elif not self.ended.done():
+            self._pause(False)
+
+    def _pause(self, wanted: bool) -> None:
+        if wanted != self._is_paused:
+            self._is_paused = wanted
+            (self._wire.pause if wanted else self._wire.resume)()
+
+    def _deal(self) -> bool:
+        """Give the dialogue the next batch, or as much of it as it takes. False: it is over."""
+        batch = self._backlog[0]
+        try:
+            self._start = self._dialogue.receive(batch, self._start)
+        except Exception as error:  # whatever it is, the connection cannot be trusted any more
+            logger.exception("what the server sent could not be dealt with")
+            self.end(f"{type(error).__name__}: {error}")
+            return False
+        if self._start >= len(batch):
+            self._backlog.popleft()
+            self._start = 0
+        return True
+
+    def _gathered(self) -> None:
+        self._is_gathering = False
+        self._flush()
+
+    def _flush(self) -> None:
+        while self._wire.is_writable and (commands := self._dialogue.commands()):
+            self._wire.write(commands)

@@ -1,0 +1,547 @@
+"""`Subscriber`: the role that iterates.
+
+Lives here: what a consumer waits for and gets; decoding, which runs in the consumer. Must not live
+here: bounds and overflow (the mailbox), what the server knows (the router), connections (the link).
+
+Wake, then pop: a waiting consumer is woken by a future that carries nothing, and takes its item in
+the same step in which `__anext__` returns it. So cancelling a consumer never loses a message.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+
+import anyio
+
+from .client import Client, Source, as_client, begin, check_seconds, deployment_of
+from .errors import Closed, ConnectFailed, GapError, SlowConsumer, SubscribeRefused
+from .link import Link
+from .mailbox import Item, Mailbox, Overflow
+from .message import Gap, Message, Undecodable
+from .router import Router, Ticket
+from .topic import Pattern, Subscribable, as_subscribable
+
+__all__ = ["Events", "Subscriber", "SubscriberOptions", "SubscriberStats"]
+
+logger = logging.getLogger("aiopubsub.subscriber")
+
+T = TypeVar("T")
+
+OverflowName: TypeAlias = Literal["drop_oldest", "drop_newest", "fail", "block"]
+OnGap: TypeAlias = Literal["log", "raise"]
+
+_TURN_S = 0.005  # a consumer that finds one message after the other lets other tasks run after this
+_LOOK_EVERY = 64  # messages between two looks at the clock; a power of two
+_FORGET_TIMEOUT_S = 1.0  # how long `aclose` waits for the server to confirm that it has forgotten us
+
+
+class SubscriberOptions(TypedDict, total=False):
+    """The keyword arguments of `Subscriber`."""
+
+    buffer: int
+    buffer_bytes: int
+    overflow: OverflowName
+    on_gap: OnGap
+
+
+@dataclass(frozen=True, slots=True)
+class SubscriberStats:
+    """A look at a subscriber, for readiness probes and metrics. All counts since it was made.
+
+    Always: `received == delivered + dropped + buffered`.
+
+    Attributes:
+        received: Messages that came for it.
+        delivered: Messages that a consumer took, undecodable ones included.
+        dropped: Messages that did not fit, each reported in a `Gap(OVERFLOW)`.
+        undecodable: Messages whose `decode` raised.
+        gaps: Gaps that a consumer took.
+        buffered: Messages that wait for a consumer.
+        buffered_bytes: Bytes that they take, overhead included.
+        reconnects: How often its connection was opened again.
+    """
+
+    received: int
+    delivered: int
+    dropped: int
+    undecodable: int
+    gaps: int
+    buffered: int
+    buffered_bytes: int
+    reconnects: int
+
+
+class Subscriber(Generic[T]):
+    """Receives the messages of some topics and patterns, as an async iterator of `Message`.
+
+    `async with` returns when the server has confirmed every topic: what is published from then on
+    arrives, in the order of the server, once for each match. Several tasks may iterate one subscriber;
+    each message goes to exactly one of them. It may be entered in one task and closed in another, of
+    the same event loop.
+
+    The iterator survives lost connections. What may have been missed meanwhile is a `Gap`, at its
+    place among the messages.
+
+    Args:
+        source_or_client: A `Client` to share, or what `Client` takes as `source`.
+        *topics: `Topic`, `Pattern`, or `str` for a topic of bytes. None is allowed: `subscribe` later.
+        buffer: Messages, at least 1, that may wait for the consumer.
+        buffer_bytes: Bytes, at least 1, that they may take: payloads and 152 bytes each. A larger
+            message is still taken when no other waits.
+        overflow: What happens to a message that does not fit. `"drop_oldest"`: the oldest that waits
+            gives way. `"drop_newest"`: it is dropped itself. `"fail"`: the subscriber ends with
+            `SlowConsumer` after what was buffered. `"block"`: the server is not read until half of the
+            buffer is free; the subscriber has a connection of its own, which Redis closes at
+            `client-output-buffer-limit pubsub` (32 MB by default). What was read from the socket
+            already is kept, so the buffer may be exceeded by one read of 64 KiB, or one message.
+            Every drop is in a `Gap(OVERFLOW)` at the place where it happened, with the exact number.
+        on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
+            after which iteration can go on. `events()` hands gaps over instead.
+
+    Raises:
+        ValueError: A number or a word is out of range, a channel is empty, or the source is not a URL
+            that is known.
+        TypeError: An argument has the wrong type.
+    """
+
+    @overload
+    def __init__(
+        self: Subscriber[bytes],
+        source_or_client: Source | Client,
+        *topics: str | Subscribable[bytes],
+        **options: Unpack[SubscriberOptions],
+    ) -> None: ...
+
+    @overload
+    def __init__(
+        self,
+        source_or_client: Source | Client,
+        *topics: Subscribable[T],
+        **options: Unpack[SubscriberOptions],
+    ) -> None: ...
+
+    def __init__(
+        self,
+        source_or_client: Source | Client,
+        *topics: str | Subscribable[Any],
+        buffer: int = 65_536,
+        buffer_bytes: int = 64 * 1024 * 1024,
+        overflow: OverflowName = "drop_oldest",
+        on_gap: OnGap = "log",
+    ) -> None:
+        self._initial = [as_subscribable(topic) for topic in topics]
+        self._overflow = _choice("overflow", overflow, tuple(o.value for o in Overflow))
+        self._raises_gaps = _choice("on_gap", on_gap, ("log", "raise")) == "raise"
+        self._mailbox = Mailbox(
+            buffer=_at_least_1("buffer", buffer),
+            buffer_bytes=_at_least_1("buffer_bytes", buffer_bytes),
+            overflow=Overflow(overflow),
+            clock=time.time,
+        )
+        self._topics: dict[tuple[bool, str], Subscribable[object]] = {}
+        self._check_conflicts(self._initial)
+        self._client, self._owns_client = as_client(source_or_client)
+        self._link: Link[Router] | None = None
+        self._is_closed = False
+        self._undecodable = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._changing = asyncio.Lock()  # one subscribe or unsubscribe at a time
+        self._turn_began = 0.0
+        self._ended = asyncio.Event()  # a consumer has seen the end
+
+    # -- lifetime ----------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Connect, subscribe, and wait until the server has confirmed.
+
+        Raises:
+            ConnectFailed: No connection, or no confirmation, within the client's `connect_timeout`.
+            SubscribeRefused: The server refused a topic; nothing stays subscribed.
+            Closed: The subscriber or its client was closed before.
+        """
+        if self._is_closed:
+            raise Closed("Subscriber")
+        if self._link is not None:
+            raise RuntimeError("this Subscriber is open already")
+        if self._owns_client:
+            begin(self._client)
+        try:
+            is_shared = self._overflow != Overflow.BLOCK.value
+            self._link = link = deployment_of(self._client).listening(is_shared=is_shared)
+            self._mailbox.on_room = link.resume
+            link.dialogue.add(self._mailbox, (), Ticket(_do_nothing))
+            await link.ready(self._client.connect_timeout)
+            await self.subscribe(*cast("list[Subscribable[T]]", self._initial))
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Unsubscribe and end every iterator; what is buffered is dropped.
+
+        Waits a second at most for the server to confirm, so it never hangs; a second call does
+        nothing. A client that was made here is closed, a shared one is left open. Cancelling it
+        leaves nothing over: the server is told in any case.
+        """
+        if self._is_closed:
+            return
+        ticket, forgotten = self._ticket()
+        link = self._shut(ticket)
+        try:
+            if link is not None and not self._owns_client:
+                with anyio.move_on_after(_FORGET_TIMEOUT_S):
+                    await forgotten
+        finally:
+            if link is not None and not self._owns_client:
+                await deployment_of(self._client).release(link)
+            if self._owns_client:
+                await self._client.aclose()
+
+    async def drain(self, timeout: float | None = None) -> int:
+        """Unsubscribe, let the consumers have what was published until now, and end the iterators.
+
+        Returns when everything was handed over and a consumer has come back for more; one that works
+        on its last message is waited for. With several consumers, wait for their tasks too. Without
+        any consumer it waits for the timeout. `aclose` is still due, as always.
+
+        Args:
+            timeout: Seconds, > 0; `None` waits for ever.
+
+        Returns:
+            Messages that were left behind when the time was over; 0 if all went well.
+
+        Raises:
+            Closed: The subscriber is closed, or not open yet.
+        """
+        link = self._open_link()
+        check_seconds("timeout", timeout, or_none=True)
+        with anyio.move_on_after(timeout):
+            ticket, reached = self._ticket()
+            link.dialogue.fence(ticket)
+            link.kick()
+            await reached
+            link.dialogue.remove(self._mailbox, self._topics.values(), Ticket(_do_nothing))
+            link.kick()
+            self._topics.clear()
+            self._mailbox.end()
+            await self._ended.wait()
+        self._mailbox.end()
+        return self._mailbox.buffered
+
+    # -- topics ------------------------------------------------------------------------------------
+
+    async def subscribe(self, *topics: str | Subscribable[T]) -> None:
+        """Receive more topics, also while others iterate. Returns when the server has confirmed.
+
+        Those that are subscribed already are confirmed again and change nothing. Cancelling it takes
+        back what it has added.
+
+        Raises:
+            SubscribeRefused: The server refused some; the others of this call are subscribed.
+            ConnectFailed: No confirmation within the client's `connect_timeout`.
+            Closed: The subscriber is closed, or not open yet.
+            ValueError: A name is subscribed to with another codec, or is empty.
+        """
+        link = self._open_link()
+        wanted = [as_subscribable(topic) for topic in topics]
+        self._check_conflicts(wanted)
+        async with self._changing:
+            router = link.dialogue
+            added = [topic for topic in wanted if _name(topic) not in self._topics]
+            ticket, settled = self._ticket()
+            try:
+                self._topics.update((_name(topic), topic) for topic in added)
+                router.add(self._mailbox, wanted, ticket)
+                link.kick()
+                await self._confirmation(link, settled)
+                if ticket.error is not None:
+                    raise ticket.error
+            except BaseException:
+                self._drop(link, added, Ticket(_do_nothing))
+                raise
+            if ticket.refused:
+                self._drop(link, [t for t in added if t.name in ticket.refused], ticket)
+                raise SubscribeRefused(ticket.refused)
+
+    async def unsubscribe(self, *topics: str | Subscribable[Any]) -> None:
+        """Receive some topics no more. What is buffered is still handed over.
+
+        A `str` names a topic whatever its codec; a pattern is named by a `Pattern`. Those that are not
+        subscribed are passed over. Returns when the server has confirmed, if there is a connection.
+        Cancelling it leaves them unsubscribed.
+
+        Raises:
+            Closed: The subscriber is closed, or not open yet.
+        """
+        link = self._open_link()
+        names = [_name(as_subscribable(topic)) for topic in topics]
+        async with self._changing:
+            ticket, forgotten = self._ticket()
+            self._drop(link, [self._topics[name] for name in names if name in self._topics], ticket)
+            await forgotten
+
+    # -- iteration ---------------------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        """Iterate over messages.
+
+        Raises:
+            Closed: The subscriber is closed, or not open yet.
+        """
+        self._open_link()
+        return self
+
+    async def __anext__(self) -> Message[T]:
+        """The next message. Ends when the subscriber is closed or drained.
+
+        Cancelling it loses nothing: the message is still there for the next call.
+
+        Raises:
+            GapError: Messages are missing here, and `on_gap` is `"raise"`.
+            SubscribeRefused: The server refused a topic after a reconnect; the others go on.
+            SlowConsumer: The buffer was full, and `overflow` is `"fail"`.
+            ConnectFailed: The server refuses this client for good.
+        """
+        mailbox = self._mailbox
+        while True:
+            if not mailbox.delivered % _LOOK_EVERY and self._is_turn_over():
+                await asyncio.sleep(0)
+            item = mailbox.pop()
+            if item is None:
+                if not await self._more():
+                    raise StopAsyncIteration
+            elif isinstance(item, Message) and item.topic.decode is None:
+                return cast("Message[T]", item)
+            else:
+                event = self._event(item)
+                if isinstance(event, Message):
+                    return event
+                self._report(event)
+
+    def events(self) -> Events[T]:
+        """Iterate over messages, gaps and undecodable messages alike, each at its place.
+
+        Raises:
+            Closed: The subscriber is closed, or not open yet.
+        """
+        self._open_link()
+        return Events(self)
+
+    async def _next_event(self) -> Message[T] | Gap | Undecodable:
+        while (item := self._mailbox.pop()) is None:
+            if not await self._more():
+                raise StopAsyncIteration
+        if self._is_turn_over():
+            await asyncio.sleep(0)
+        return self._event(item)
+
+    # -- a look at it ------------------------------------------------------------------------------
+
+    @property
+    def topics(self) -> tuple[Subscribable[object], ...]:
+        """What is subscribed, in the order of subscribing."""
+        return tuple(self._topics.values())
+
+    @property
+    def stats(self) -> SubscriberStats:
+        """A look at the counts, now. Costs no round trip."""
+        mailbox = self._mailbox
+        return SubscriberStats(
+            received=mailbox.received,
+            delivered=mailbox.delivered,
+            dropped=mailbox.dropped,
+            undecodable=self._undecodable,
+            gaps=mailbox.gaps,
+            buffered=mailbox.buffered,
+            buffered_bytes=mailbox.buffered_bytes,
+            reconnects=0 if self._link is None else self._link.reconnects,
+        )
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _open_link(self) -> Link[Router]:
+        if self._link is None or self._is_closed:
+            raise Closed("Subscriber", opened=self._is_closed)
+        return self._link
+
+    def _check_conflicts(self, topics: Iterable[Subscribable[object]]) -> None:
+        known = dict(self._topics)
+        for topic in topics:
+            if known.setdefault(_name(topic), topic) != topic:
+                raise ValueError(
+                    f"{topic!r} is subscribed to with another codec; "
+                    "use one topic for it, or another subscriber"
+                )
+
+    def _ticket(self) -> tuple[Ticket, asyncio.Future[None]]:
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        def settle() -> None:
+            if not done.done():  # cancelled: nobody waits any more
+                done.set_result(None)
+
+        return Ticket(settle), done
+
+    async def _confirmation(self, link: Link[Router], settled: asyncio.Future[None]) -> None:
+        try:
+            with anyio.fail_after(self._client.connect_timeout):
+                await settled
+        except TimeoutError:
+            error = link.error
+            if isinstance(error, ConnectFailed):
+                raise ConnectFailed(error.target, error.reason) from error
+            raise ConnectFailed(
+                repr(self._client), f"no confirmation within {self._client.connect_timeout:g} s"
+            ) from None
+
+    def _drop(self, link: Link[Router], topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
+        topics = list(topics)
+        for topic in topics:
+            self._topics.pop(_name(topic), None)
+        link.dialogue.remove(self._mailbox, topics, ticket)
+        link.kick()
+
+    def _shut(self, ticket: Ticket) -> Link[Router] | None:
+        """Close without waiting; the ticket is done when the server has forgotten us."""
+        self._is_closed = True
+        link = self._link
+        if link is not None:
+            self._drop(link, list(self._topics.values()), ticket)
+            link.dialogue.forget(self._mailbox)
+        self._mailbox.end()
+        self._mailbox.clear()
+        self._wake_all()
+        return link
+
+    async def _more(self) -> bool:
+        """Wait until there may be something to pop; False: nothing will come any more."""
+        if self._mailbox.is_ended:
+            self._ended.set()
+            self._wake_all()
+            return False
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        self._mailbox.wake = self._wake_one
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._wake_one()  # it was this one's turn: let another have it
+            raise
+        finally:
+            if waiter in self._waiters:
+                self._waiters.remove(waiter)
+            if not self._waiters:
+                self._mailbox.wake = None
+        self._turn_began = asyncio.get_running_loop().time()
+        return True
+
+    def _wake_one(self) -> None:
+        waiters = self._waiters
+        while waiters:
+            waiter = waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                break
+        if not waiters:
+            self._mailbox.wake = None
+
+    def _wake_all(self) -> None:
+        while self._waiters:
+            self._wake_one()
+
+    def _is_turn_over(self) -> bool:
+        now = asyncio.get_running_loop().time()
+        if now - self._turn_began < _TURN_S:
+            return False
+        self._turn_began = now
+        return True
+
+    def _event(self, item: Item) -> Message[T] | Gap | Undecodable:
+        """What a consumer is to see of an item. Raises it if it is an error."""
+        if isinstance(item, Message):
+            return self._decoded(item)
+        if isinstance(item, Gap):
+            return item
+        if isinstance(item, SubscribeRefused):
+            for topic in [t for t in self._topics.values() if t.name in item.refused]:
+                del self._topics[_name(topic)]
+        if isinstance(item, SlowConsumer):
+            self._shut(Ticket(_do_nothing))
+        raise item
+
+    def _decoded(self, message: Message[object]) -> Message[T] | Undecodable:
+        topic = cast("Subscribable[T]", message.topic)
+        if topic.decode is None:
+            return cast("Message[T]", message)
+        try:
+            data = topic.decode(message.payload)
+        except Exception as error:
+            self._undecodable += 1
+            return Undecodable(message.channel, message.payload, error, topic)
+        return Message(message.channel, data, message.payload, topic, message.headers)
+
+    def _report(self, event: Gap | Undecodable) -> None:
+        """What the plain iterator does with what is not a message."""
+        if isinstance(event, Undecodable):
+            logger.warning(
+                "a message on %r could not be decoded: %s",
+                event.channel,
+                type(event.error).__name__,
+            )
+        elif self._raises_gaps:
+            raise GapError(event)
+        else:
+            logger.warning("%s", GapError(event))
+
+
+class Events(Generic[T]):
+    """What `Subscriber.events()` returns: an async iterator of `Message`, `Gap` and `Undecodable`."""
+
+    def __init__(self, subscriber: Subscriber[T]) -> None:
+        self._subscriber = subscriber
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Message[T] | Gap | Undecodable:
+        """The next event; ends and raises as `Subscriber.__anext__` does, but for gaps."""
+        return await self._subscriber._next_event()
+
+
+def _name(topic: Subscribable[Any]) -> tuple[bool, str]:
+    return isinstance(topic, Pattern), topic.name
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, not {value!r}")
+    return value
+
+
+def _at_least_1(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an int, not {type(value).__name__}")
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, not {value}")
+    return value
+
+
+def _do_nothing() -> None:
+    """For a ticket that nobody waits for."""

@@ -1,0 +1,297 @@
+"""The only file that knows the insides of redis-py, hiredis and asyncio's transports.
+
+redis-py connects, does TLS, authenticates and selects the database; its rules for URLs and settings
+are ours. Then the socket is taken over: asyncio reads straight into our buffer, hiredis parses it, and
+one batch of replies and pushes goes to the session in the same callback.
+
+Lives here: `open`, a batch read, a write, `close`, and the translation of foreign errors. Must not
+live here: what the bytes mean. Links open wires; a session owns one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import hiredis
+import redis.asyncio as aioredis
+from redis import exceptions as redis_errors
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.backoff import NoBackoff
+
+from .dialogue import Command
+from .errors import ConnectFailed, ErrorReply
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["Push", "RedisOpener", "Wire", "WireOpener", "WireUser"]
+
+READ_BYTES = 65_536
+"""One read: 400 messages of 128 bytes; twice as much gains 1 % and holds the loop twice as long."""
+
+Push: type[list[Any]] = hiredis.PushNotification
+"""A RESP3 push: a list of its parts, of a type of its own."""
+
+_hiredis = cast("Any", hiredis)  # its stub leaves types open, and knows no `feed` of a bytearray
+_redis_py = cast("Any", aioredis)  # so do its own
+
+_NOTHING = object()  # what hiredis returns when it needs more bytes
+
+_OURS: dict[str, object] = {
+    # redis-py's own retry, health check, decoding and maintenance pushes are off on our connections
+    "protocol": 3,
+    "retry_on_error": [],
+    "retry_on_timeout": False,
+    "health_check_interval": 0,
+    "decode_responses": False,
+}
+_NOT_COPIED = {
+    # what a pool adds to its connections to tell them of itself
+    "event_dispatcher",
+    "maint_notifications_config",
+    "maint_notifications_pool_handler",
+    "oss_cluster_maint_notifications_handler",
+    "orig_host_address",
+    "orig_socket_timeout",
+    "orig_socket_connect_timeout",
+    "maintenance_state",
+    "maintenance_notification_hash",
+    "himport_registry",
+    "max_connections",
+    "timeout",
+    "parser_class",
+}
+
+
+class WireUser(Protocol):
+    """Who owns a wire: a session."""
+
+    def on_batch(self, batch: list[Any]) -> None:
+        """Replies and pushes came, at least one, in the order of the server."""
+        ...
+
+    def on_writable(self) -> None:
+        """What was written has mostly left: `is_writable` is true again."""
+        ...
+
+    def on_lost(self, reason: str) -> None:
+        """The connection is gone. Called once, not after `abort`."""
+        ...
+
+
+class Wire(Protocol):
+    """An open connection, handshake done."""
+
+    is_writable: bool
+    """Whether little enough waits to be sent that more may be written."""
+
+    def start(self, user: WireUser) -> None:
+        """Begin to deliver what comes."""
+        ...
+
+    def write(self, commands: Iterable[Command]) -> None:
+        """Send commands. Never waits."""
+        ...
+
+    def pause(self) -> None:
+        """Read no more for now."""
+        ...
+
+    def resume(self) -> None:
+        """Read again."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once; what was not sent is lost. Does nothing the second time."""
+        ...
+
+
+class WireOpener(Protocol):
+    """Where wires come from."""
+
+    target: str
+    """For people: host and port, or the like. Never credentials."""
+
+    async def open(self) -> Wire:
+        """Connect, authenticate and check that the server speaks RESP3.
+
+        Raises:
+            ConnectFailed: It did not work; `permanent` tells whether trying again is pointless.
+        """
+        ...
+
+
+class RedisOpener:
+    """Opens connections with the settings of a redis-py pool.
+
+    Args:
+        pool: Where the class of connection and its settings are copied from. It is not used otherwise.
+        name: What `CLIENT LIST` shows; `None` keeps what the settings say.
+    """
+
+    def __init__(self, pool: aioredis.ConnectionPool, name: str | None) -> None:
+        settings = {k: v for k, v in pool.connection_kwargs.items() if k not in _NOT_COPIED}
+        settings |= _OURS | {"retry": Retry(NoBackoff(), 0)}
+        if name is not None:
+            settings["client_name"] = name
+        self._class: Callable[..., AbstractConnection] = pool.connection_class
+        self._settings = settings
+        self.target = _describe(settings)
+
+    @classmethod
+    def from_url(cls, url: str, name: str | None) -> RedisOpener:
+        """By redis-py's rules for `redis://`, `rediss://` and `unix://`.
+
+        Raises:
+            ValueError: The URL cannot be read. The message does not repeat it: it may hold a password.
+        """
+        try:
+            return cls(_redis_py.ConnectionPool.from_url(url), name)
+        except (ValueError, TypeError, redis_errors.RedisError):
+            raise ValueError(
+                "source: the URL cannot be read; write redis://[user:password@]host[:port][/database], "
+                "rediss://… for TLS, or unix:///path/to/socket[?db=n], with special characters "
+                "in names and passwords percent-encoded"
+            ) from None
+
+    @classmethod
+    def from_client(cls, client: aioredis.Redis, name: str | None) -> RedisOpener:
+        """With the settings of a `redis.asyncio.Redis` that the user already has.
+
+        Raises:
+            TypeError: The client finds its server through Sentinel.
+        """
+        pool = client.connection_pool
+        if isinstance(pool, SentinelConnectionPool):
+            raise TypeError("source: a client managed by Sentinel is not supported yet")
+        return cls(pool, name)
+
+    async def open(self) -> Wire:
+        connection: Any = self._class(**self._settings)  # redis-py's own types have holes
+        try:
+            await connection.connect()
+            return RedisWire(connection)
+        except (redis_errors.RedisError, OSError) as error:
+            raise ConnectFailed(self.target, _reason(error), _is_permanent(error)) from error
+        except BaseException:  # cancelled somewhere between the socket and the handshake's end
+            connection._close()
+            raise
+
+
+class RedisWire(asyncio.BufferedProtocol):
+    """A socket that redis-py has opened and we have taken over."""
+
+    def __init__(self, connection: Any) -> None:
+        stream, writer = connection._reader, connection._writer
+        self.is_writable = True
+        self._connection = connection  # keeps the StreamWriter alive, which closes when collected
+        self._transport = cast("asyncio.Transport", writer.transport)
+        self._early = bytes(stream._buffer)  # what came together with the handshake's end
+        self._buffer = bytearray(READ_BYTES)
+        self._view = memoryview(self._buffer)
+        self._reader = _hiredis.Reader(
+            protocolError=redis_errors.InvalidResponse,
+            replyError=ErrorReply,
+            notEnoughData=_NOTHING,
+        )
+        self._user: WireUser | None = None
+
+    def start(self, user: WireUser) -> None:
+        self._user = user
+        self._transport.set_protocol(self)
+        if self._transport.is_closing():
+            asyncio.get_running_loop().call_soon(self.connection_lost, None)
+        elif self._early:
+            self._reader.feed(self._early)
+            self._drain_reader()
+        self._transport.resume_reading()
+
+    def write(self, commands: Iterable[Command]) -> None:
+        self._transport.write(b"".join(map(_hiredis.pack_command, commands)))
+
+    def pause(self) -> None:
+        self._transport.pause_reading()
+
+    def resume(self) -> None:
+        self._transport.resume_reading()
+
+    def abort(self) -> None:
+        self._user = None
+        self._transport.abort()
+        self._let_go()
+
+    # -- asyncio calls these -----------------------------------------------------------------------
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._view
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._reader.feed(self._buffer, 0, nbytes)
+        self._drain_reader()
+
+    def eof_received(self) -> None:
+        """Close: the server has nothing more to say."""
+
+    def pause_writing(self) -> None:
+        self.is_writable = False
+
+    def resume_writing(self) -> None:
+        self.is_writable = True
+        if self._user is not None:
+            self._user.on_writable()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        user, self._user = self._user, None
+        self._let_go()
+        if user is not None:
+            user.on_lost("the server closed the connection" if exc is None else _reason(exc))
+
+    def _drain_reader(self) -> None:
+        if self._user is None:
+            return
+        gets = self._reader.gets
+        batch: list[Any] = []
+        try:
+            while (item := gets()) is not _NOTHING:
+                batch.append(item)
+        except redis_errors.InvalidResponse as error:
+            user = self._user
+            if batch:
+                user.on_batch(batch)
+            self.abort()
+            user.on_lost(f"the server sent what is not RESP: {error}")
+            return
+        if batch:
+            self._user.on_batch(batch)
+
+    def _let_go(self) -> None:
+        self.is_writable = False
+        # told that it is closed, redis-py neither warns nor closes a second time
+        self._connection._reader = self._connection._writer = None
+
+
+def _describe(settings: Mapping[str, Any]) -> str:
+    if "path" in settings:
+        return str(settings["path"])
+    return f"{settings.get('host', 'localhost')}:{settings.get('port', 6379)}"
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Whether the server itself said no: it will say so again."""
+    if isinstance(error, (redis_errors.AuthenticationError, redis_errors.AuthorizationError)):
+        return True
+    return isinstance(error, redis_errors.ResponseError) and not str(error).startswith("max number")
+
+
+def _reason(error: BaseException) -> str:
+    """What the server or the system said."""
+    text = str(error) or type(error).__name__
+    code = getattr(error, "status_code", None)  # redis-py takes the code off the server's words
+    if isinstance(code, str) and not text.startswith(code):
+        text = f"{code} {text}"
+    if "HELLO" in text or text.startswith("NOPROTO"):
+        text += " (RESP3 is needed: Redis 6 or newer, or any Valkey)"
+    return text
