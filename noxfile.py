@@ -1,6 +1,6 @@
 """What is checked, and how: `nox` runs all of it, `nox -s tests` the tests alone.
 
-Without arguments an interpreter that is not on this machine is skipped; with `CI=true` it fails.
+An interpreter that is not on this machine is skipped; with `CI=true` it fails.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.error_on_missing_interpreters = False
 nox.options.sessions = ["lint", "types", "tests", "lowest"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))

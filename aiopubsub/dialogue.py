@@ -25,7 +25,7 @@ class Dialogue(Protocol):
     """One side of a standing connection: it outlives sessions and decides what is said in each."""
 
     is_stalled: bool
-    """Whether the last `receive` stopped because the consumer has no room."""
+    """Whether the consumer of the last `receive` has no room for more."""
 
     def begin(self) -> None:
         """A session begins; the server knows nothing of us."""

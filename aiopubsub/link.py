@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import random
+from copy import copy
 from dataclasses import dataclass
 from enum import Enum
 from typing import Generic, TypeVar
@@ -144,6 +145,7 @@ class Link(Generic[D]):
         self._task: asyncio.Task[None] | None = None
         self._changed: list[asyncio.Future[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
+        self._alarm_at = math.inf
 
     @property
     def reconnects(self) -> int:
@@ -169,8 +171,8 @@ class Link(Generic[D]):
                 await self._change()
         if self.state is State.LIVE:
             return
-        if self.state is State.CLOSED and self.error is not None:
-            raise self.error
+        if self.state is State.CLOSED:
+            raise Closed("Client") if self.error is None else copy(self.error)
         if isinstance(self.error, ConnectFailed):
             raise ConnectFailed(self.error.target, self.error.reason) from self.error
         raise ConnectFailed(self._opener.target, f"no answer within {timeout:g} s")
@@ -182,15 +184,12 @@ class Link(Generic[D]):
             name = f"aiopubsub {self._role} {self._opener.target}"
             self._task = self._loop.create_task(self._run(), name=name)
 
-    def kick(self) -> None:
-        """The dialogue may have something to say."""
+    def kick(self, deadline: float = math.inf) -> None:
+        """The dialogue may have something to say, which is overdue after the deadline."""
+        if deadline < self._alarm_at:
+            self._set_alarm(deadline)
         if self._session is not None:
             self._session.kick()
-
-    def expect(self, deadline: float) -> None:
-        """The dialogue has something that is overdue at this time of the loop's clock."""
-        if self._alarm is None or deadline < self._alarm.when():
-            self._set_alarm(deadline)
 
     def resume(self) -> None:
         """The consumer that stalled the dialogue has room again."""
@@ -231,7 +230,9 @@ class Link(Generic[D]):
             wire = await self._open_wire()
         except ConnectFailed as error:
             if self.error is None or str(self.error) != str(error):
-                logger.warning("%s: %s", self._role, error)
+                # before the first connection somebody waits, and is told by an exception
+                level = logging.WARNING if self._sessions else logging.INFO
+                logger.log(level, "%s: %s", self._role, error)
             if error.permanent:
                 self._close(error)
             self.error = error
@@ -264,19 +265,15 @@ class Link(Generic[D]):
 
     async def _watch(self, session: Session) -> None:
         """Until the session has ended: see that the server lives."""
-        asked_at: float | None = None
         look_at = self._loop.time() + self._heartbeat
         while not session.ended.done():
             await asyncio.wait([session.ended], timeout=max(0.0, look_at - self._loop.time()))
             now = self._loop.time()
             if session.is_held_up:  # we don't listen, so silence says nothing
-                asked_at, look_at = None, now + self._heartbeat
+                look_at = now + self._heartbeat
                 continue
-            if asked_at is not None and session.heard_at > asked_at:
-                asked_at = None
-            verdict, look_at = judge(now, session.heard_at, asked_at, self._heartbeat)
+            verdict, look_at = judge(now, session.heard_at, session.asked_at, self._heartbeat)
             if verdict is Verdict.PING:
-                asked_at = now
                 session.ping()
             elif verdict is Verdict.DEAD:
                 session.end(f"nothing heard for {now - session.heard_at:.3g} s, PING included")
@@ -286,12 +283,14 @@ class Link(Generic[D]):
         if self.state is State.CLOSED:
             return
         self.error = error
+        # the dialogue first: what it closes of its own accord is not a gap
+        self.dialogue.close(Closed("Client") if error is None else error)
         if self._session is not None:
             self._session.end("closed")
         if self._alarm is not None:
             self._alarm.cancel()
+        self._alarm_at = -math.inf  # nothing is due any more
         self._move(State.CLOSED)
-        self.dialogue.close(Closed("client") if error is None else error)
 
     def _move(self, state: State) -> None:
         if state not in _MOVES[self.state]:
@@ -315,9 +314,10 @@ class Link(Generic[D]):
         if self._alarm is not None:
             self._alarm.cancel()
         self._alarm = self._loop.call_at(deadline, self._on_alarm)
+        self._alarm_at = deadline
 
     def _on_alarm(self) -> None:
-        self._alarm = None
+        self._alarm, self._alarm_at = None, math.inf
         earliest = self.dialogue.expire(self._loop.time())
         if earliest < math.inf and self.state is not State.CLOSED:
             self._set_alarm(earliest)

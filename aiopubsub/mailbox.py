@@ -16,16 +16,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
-from typing import TypeAlias
+from operator import attrgetter
+from typing import TypeAlias, cast
 
 from .errors import PubSubError, SlowConsumer
 from .message import Gap, GapReason, Message
 
 __all__ = ["MESSAGE_OVERHEAD_BYTES", "Mailbox", "Overflow"]
 
-MESSAGE_OVERHEAD_BYTES = 152
-"""What a message takes beside its payload: `sys.getsizeof` of the `Message` with its GC head (88), of
+MESSAGE_OVERHEAD_BYTES = 128
+"""What a message takes beside its payload: `sys.getsizeof` of the `Message` with its GC head (72), of
 the payload's `bytes` object (33), a slot in the queue (8), rounded up as the allocator does (16)."""
+
+_payload = attrgetter("payload")
 
 Item: TypeAlias = Message[object] | Gap | PubSubError
 
@@ -82,9 +85,11 @@ class Mailbox:
         clock: Seconds since the epoch; asked when something is lost, never for a message that fits.
 
     Attributes:
-        wake: Called when something can be popped. The subscriber sets it while it waits.
+        staged: Messages that the router has for it out of the batch in hand, until `settle`.
+        wake: Called with the number of things that have become ready to pop. The subscriber sets it
+            while it waits.
         on_room: Called when a mailbox that made its reader stop (`BLOCK`) is half empty again.
-        delivered: Messages popped.
+        delivered: Messages popped or taken.
         dropped: Messages that did not fit.
         gaps: Gaps popped.
     """
@@ -107,6 +112,7 @@ class Mailbox:
         "gaps",
         "on_room",
         "overflow",
+        "staged",
         "wake",
     )
 
@@ -116,7 +122,8 @@ class Mailbox:
         self.buffer = buffer
         self.buffer_bytes = buffer_bytes
         self.overflow = overflow
-        self.wake: Callable[[], None] | None = None
+        self.staged: list[Message[object]] = []
+        self.wake: Callable[[int], None] | None = None
         self.on_room: Callable[[], None] | None = None
         self.delivered = 0
         self.dropped = 0
@@ -129,7 +136,7 @@ class Mailbox:
         self._bytes = 0
         self._open_hole: _Hole | None = None
         self._is_stalled = False
-        self._overflowed = False  # FAIL: full once, so nothing more is taken
+        self._overflowed = False  # FAIL: full once, so nothing more is taken; until that is told
         self._ended = False
 
     @property
@@ -155,22 +162,33 @@ class Mailbox:
     @property
     def is_drained(self) -> bool:
         """Whether nothing more will come and nothing is left."""
-        return self._ended and not self._items and not self._front
+        return self._ended and not self._items and not self._front and not self._overflowed
 
     def put(self, message: Message[object]) -> bool:
-        """Take a message, or do with it what the policy says.
+        """Stage one message and settle."""
+        self.staged.append(message)
+        return self.settle()
+
+    def settle(self) -> bool:
+        """Take the staged messages, or do with what does not fit as the policy says.
+
+        All at once, because the accounts cost more than the messages: 0.05 µs for each of a batch,
+        0.3 µs for one alone.
 
         Returns whether the reader should stop until `on_room` (only with `BLOCK`).
         """
-        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
-        if (
-            len(self._items) >= self._limit or self._bytes + size > self.buffer_bytes
-        ) and not self._make_room(message, size):
-            return False
-        self._items.append(message)
-        self._bytes += size
+        staged = self.staged
+        count = len(staged)
+        size = sum(map(len, map(_payload, staged))) + count * MESSAGE_OVERHEAD_BYTES
+        if len(self._items) + count <= self._limit and self._bytes + size <= self.buffer_bytes:
+            self._items.extend(staged)
+            self._bytes += size
+        else:
+            for message in staged:
+                self._put(message)
+        staged.clear()
         if self.wake is not None:
-            self.wake()
+            self.wake(count)
         return self._is_stalled
 
     def put_error(self, error: PubSubError) -> None:
@@ -181,12 +199,17 @@ class Mailbox:
 
     def open_hole(self, channels: Iterable[str]) -> None:
         """From here on messages may be missing, until `close_hole`. Opening twice widens it."""
-        if self._ended:
+        if self._ended or self._overflowed:  # nothing more is taken, so nothing more can be missing
             return
         now = self._clock()
         if self._open_hole is None:
-            self._open_hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True)
-            self._append(self._open_hole)
+            last = self._items[-1] if self._items else None
+            if isinstance(last, _Hole) and last.reason is GapReason.RECONNECTED:
+                last.is_open = True  # nothing came between the two, so they are one
+                self._open_hole = last
+            else:
+                self._open_hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True)
+                self._append(self._open_hole)
         self._open_hole.channels.update(dict.fromkeys(channels))
 
     def close_hole(self) -> None:
@@ -211,7 +234,22 @@ class Mailbox:
         self._front.clear()
         self._open_hole = None
         self._bytes = 0
+        self._overflowed = False
         self._count_others(-self._others)
+
+    def take(self, count: int) -> list[Message[object]]:
+        """Up to so many messages, the next one last; empty if something else has to be popped first.
+
+        They are delivered as far as the mailbox is concerned, and no longer bounded by it.
+        """
+        if self._others or self._front:
+            return []
+        items = self._items
+        taken = [items.popleft() for _ in range(min(count, len(items)))]
+        taken.reverse()
+        messages = cast("list[Message[object]]", taken)
+        self._account(len(messages), sum(map(len, map(_payload, messages))))
+        return messages
 
     def pop(self) -> Item | None:
         """The next message, gap or error; `None` when there is none yet, or none any more."""
@@ -224,17 +262,19 @@ class Mailbox:
             return None
         self._items.popleft()
         if isinstance(item, Message):
-            self._bytes -= len(item.payload) + MESSAGE_OVERHEAD_BYTES
-            self.delivered += 1
-            if self._is_stalled and self._is_half_empty():
-                self._is_stalled = False
-                if self.on_room is not None:
-                    self.on_room()
+            self._account(1, len(item.payload))
             return item
         self._count_others(-1)
         return self._hand_over(item)
 
     # -- what happens when it is full --------------------------------------------------------------
+
+    def _put(self, message: Message[object]) -> None:
+        size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
+        fits = len(self._items) < self._limit and self._bytes + size <= self.buffer_bytes
+        if fits or self._make_room(message, size):
+            self._items.append(message)
+            self._bytes += size
 
     def _make_room(self, message: Message[object], size: int) -> bool:
         """Whether the message is to be taken, after the policy has done what it does."""
@@ -304,6 +344,15 @@ class Mailbox:
         hole.ended_s = self._clock()
         hole.channels[message.topic.name] = None
 
+    def _account(self, count: int, payload_bytes: int) -> None:
+        """Messages have left: there may be room again."""
+        self._bytes -= payload_bytes + count * MESSAGE_OVERHEAD_BYTES
+        self.delivered += count
+        if self._is_stalled and self._is_half_empty():
+            self._is_stalled = False
+            if self.on_room is not None:
+                self.on_room()
+
     # -- the rest ----------------------------------------------------------------------------------
 
     def _pop_front(self) -> Item | None:
@@ -318,9 +367,8 @@ class Mailbox:
             return item.to_gap()
         return item
 
-    def _pop_failure(self) -> PubSubError | None:
-        if self._ended:
-            return None
+    def _pop_failure(self) -> PubSubError:
+        self._overflowed = False
         self._ended = True
         return SlowConsumer(self.dropped, self.buffer, self.buffer_bytes)
 
@@ -338,4 +386,4 @@ class Mailbox:
 
     def _notify(self) -> None:
         if self.wake is not None:
-            self.wake()
+            self.wake(1)

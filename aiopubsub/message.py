@@ -7,7 +7,7 @@ Anybody may import this file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Generic, TypeVar
@@ -80,7 +80,7 @@ class Gap:
     ended: datetime
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Undecodable:
     """A message whose `decode` raised. `events()` yields it; the plain iterator logs and counts it.
 
@@ -92,9 +92,12 @@ class Undecodable:
     """
 
     channel: str
-    payload: bytes = field(repr=False)
+    payload: bytes
     error: Exception
     topic: Subscribable[object]
+
+    def __repr__(self) -> str:  # the repr of an error may hold what it is about
+        return f"<Undecodable on {self.channel!r}, {len(self.payload)} bytes: {type(self.error).__name__}>"
 
 
 @dataclass(slots=True)

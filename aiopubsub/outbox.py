@@ -158,7 +158,7 @@ class Outbox:
             return []
         commands: list[Command] = []
         left = WRITE_BYTES
-        for line in self._lines:
+        for seen, line in enumerate(self._lines, 1):
             waiting = line.waiting
             while waiting and line.in_flight < line.max_in_flight and left > 0:
                 request = waiting.popleft()
@@ -168,6 +168,9 @@ class Outbox:
                 self._replies.append(request)
                 commands.append(request.command)
                 left -= len(request.command[-1])
+            if left <= 0:  # the next write begins with the next line, so that none starves
+                self._lines = self._lines[seen:] + self._lines[:seen]
+                break
         for _ in range(self._pings):
             self._replies.append(None)
             commands.append((b"PING",))

@@ -10,12 +10,12 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, Self, TypeAlias, TypeVar, cast, overload
 
 from .client import Client, Source, as_client, begin, check_seconds, deployment_of
 from .dialogue import Command
 from .errors import Closed, EncodeFailed, PubSubError
-from .frame import frame
+from .frame import MAGIC, frame
 from .link import Link
 from .message import Receipt
 from .outbox import Line, Outbox, Request
@@ -28,6 +28,7 @@ BytesLike: TypeAlias = bytes | bytearray | memoryview | str
 
 T = TypeVar("T")
 
+_TOPICS = 1024  # remembered by name: to make and check one takes a twentieth of a publish
 _BUFFERS: Any = (bytearray, memoryview)  # Any: isinstance would give a memoryview of unknown items
 
 
@@ -65,6 +66,7 @@ class Publisher:
         self._client, self._owns_client = as_client(source_or_client)
         self._link: Link[Outbox] | None = None
         self._line: Line | None = None
+        self._topics: dict[str, Topic[bytes]] = {}  # of the channels that were given as str
         self._is_closed = False
         self._time: Callable[[], float]  # of the event loop, bound at the first use
         self._create_future: Callable[[], asyncio.Future[int]]
@@ -82,7 +84,7 @@ class Publisher:
         if self._owns_client:
             begin(self._client)
         try:
-            link, _ = self._ready_line()
+            link, _ = self._open_line()
             await link.ready(self._client.connect_timeout)
         except BaseException:
             if self._owns_client:
@@ -138,9 +140,10 @@ class Publisher:
             Closed: The publisher or its client is closed, or not open yet.
             TypeError, ValueError: An argument is not what it should be.
         """
-        channel, command = _prepare(topic, data, headers)
-        link, line = self._ready_line()
-        return Receipt(await self._request(link, line, channel, command))
+        if self._line is None:
+            self._open_line()
+        channel, command = self._prepare(topic, data, headers)
+        return Receipt(await self._request(channel, command))
 
     @overload
     async def publish_many(
@@ -170,15 +173,14 @@ class Publisher:
         pairs = ((first, item) for item in items) if items is not None else iter(first)
         receipts: list[Receipt] = []
         while batch := list(itertools.islice(pairs, self._max_in_flight)):
-            prepared = [_prepare(topic, data, None) for topic, data in batch]
-            link, line = self._ready_line()
+            link, line = self._open_line()
+            prepared = [self._prepare(topic, data, None) for topic, data in batch]
             answers = _Answers(len(prepared))
             deadline = self._time() + self._timeout
             for index, (channel, command) in enumerate(prepared):
                 request = Request(channel, command, _Answer(answers, index), deadline)
                 link.dialogue.add(line, request)
-            link.kick()
-            link.expect(deadline)
+            link.kick(deadline)
             await answers.settled
             if answers.failures:
                 at = min(answers.failures)
@@ -201,22 +203,22 @@ class Publisher:
             return
         self._is_closed = True
         link, line = self._link, self._line
-        if link is None or line is None:
-            return
         try:
-            if line.waiting or line.in_flight:
+            if line is not None and (line.waiting or line.in_flight):
                 # answers come in order: when this one is here, so are all before it
-                await self._request(link, line, "", (b"PING",))
+                await self._request("", (b"PING",))
         except PubSubError:
             pass  # whoever waits for a receipt is told
         finally:
-            link.dialogue.close_line(line, Closed("Publisher"))
+            self._line = None
+            if link is not None and line is not None:
+                link.dialogue.close_line(line, Closed("Publisher"))
             if self._owns_client:
                 await self._client.aclose()
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _ready_line(self) -> tuple[Link[Outbox], Line]:
+    def _open_line(self) -> tuple[Link[Outbox], Line]:
         """The line of this publisher, opened at its first use."""
         if self._is_closed:
             raise Closed("Publisher")
@@ -228,13 +230,33 @@ class Publisher:
             self._link.open()
         return self._link, self._line
 
-    async def _request(self, link: Link[Outbox], line: Line, channel: str, command: Command) -> int:
+    async def _request(self, channel: str, command: Command) -> int:
+        link, line = cast("tuple[Link[Outbox], Line]", (self._link, self._line))
         promise = self._create_future()
         deadline = self._time() + self._timeout
         link.dialogue.add(line, Request(channel, command, promise, deadline))
-        link.kick()
-        link.expect(deadline)
+        link.kick(deadline)
         return await promise
+
+    def _prepare(
+        self, topic: str | Topic[Any], data: Any, headers: Mapping[str, str] | None
+    ) -> tuple[str, Command]:
+        """The channel and the command, after all checks: nothing was sent if this raises."""
+        if isinstance(topic, str):
+            topic = self._topics.get(topic) or self._topic(topic)
+        elif not isinstance(topic, Topic):
+            raise TypeError(f"topic must be a str or a Topic, not {type(topic).__name__}")
+        is_ready = topic.encode is None and isinstance(data, bytes)
+        payload = data if is_ready else _encode(topic, data)
+        if headers or payload.startswith(MAGIC):
+            payload = frame(payload, headers)
+        return topic.name, (b"PUBLISH", topic.key, payload)
+
+    def _topic(self, name: str) -> Topic[bytes]:
+        if len(self._topics) >= _TOPICS:
+            self._topics.clear()
+        topic = self._topics[name] = Topic(name)
+        return topic
 
 
 class _Answers:
@@ -279,19 +301,8 @@ class _Answer:
         self._answers.settle()
 
 
-def _prepare(topic: str | Topic[Any], data: Any, headers: Mapping[str, str] | None) -> tuple[str, Command]:
-    """The channel and the command, after all checks: nothing was sent if this raises."""
-    if isinstance(topic, str):
-        topic = Topic(topic)
-    elif not isinstance(topic, Topic):
-        raise TypeError(f"topic must be a str or a Topic, not {type(topic).__name__}")
-    return topic.name, (b"PUBLISH", topic.key, frame(_encode(topic, data), headers))
-
-
 def _encode(topic: Topic[Any], data: Any) -> bytes:
     if topic.encode is None:
-        if isinstance(data, bytes):
-            return data
         if isinstance(data, _BUFFERS):
             return bytes(data)
         if not isinstance(data, str):

@@ -26,7 +26,8 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -106,31 +107,41 @@ class _Route:
     """The wish for one target: which mailboxes want it, grouped by topic.
 
     Mailboxes whose topics are equal share one message object.
+
+    Attributes:
+        channel: The channel of its messages; empty for a pattern, whose pushes tell it.
+        only: The topic and the mailbox, while there is but one; so most routes need no loops.
     """
 
-    __slots__ = ("fan_out", "groups", "name")
+    __slots__ = ("channel", "fan_out", "groups", "name", "only")
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, target: Target, name: str) -> None:
         self.name = name
+        self.channel = name if target.kind is Kind.CHANNEL else ""
         self.groups: dict[Subscribable[object], dict[Mailbox, None]] = {}
         self.fan_out = 0
+        self.only: tuple[Subscribable[object], Mailbox] | None = None
 
     def add(self, topic: Subscribable[object], mailbox: Mailbox) -> None:
-        group = self.groups.setdefault(topic, {})
-        if mailbox not in group:
-            group[mailbox] = None
-            self.fan_out += 1
+        self.groups.setdefault(topic, {})[mailbox] = None
+        self._count()
 
     def discard(self, mailbox: Mailbox) -> None:
         for topic, group in list(self.groups.items()):
-            if mailbox in group:
-                del group[mailbox]
-                self.fan_out -= 1
-                if not group:
-                    del self.groups[topic]
+            group.pop(mailbox, None)
+            if not group:
+                del self.groups[topic]
+        self._count()
 
     def mailboxes(self) -> Iterator[Mailbox]:
         return itertools.chain.from_iterable(self.groups.values())
+
+    def _count(self) -> None:
+        self.fan_out = sum(map(len, self.groups.values()))
+        self.only = None
+        if self.fan_out == 1:
+            topic, group = next(iter(self.groups.items()))
+            self.only = (topic, next(iter(group)))
 
 
 class _Burst:
@@ -159,7 +170,7 @@ class Router:
         push: The type of a RESP3 push, to tell it from a reply; a list of the push's parts.
 
     Attributes:
-        is_stalled: Whether the last `receive` stopped because a mailbox asked for it.
+        is_stalled: Whether a mailbox asked in the last `receive` that its reader stop.
     """
 
     def __init__(self, push: type[list[Any]]) -> None:
@@ -176,18 +187,23 @@ class Router:
         self._fences: list[_Burst] = []  # to be sent, without a command
         self._tokens = itertools.count(1)
         self._is_live = False
+        self._closed_by: PubSubError | None = None
 
     # -- what subscribers want ---------------------------------------------------------------------
 
     def add(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
         """Let a mailbox have these topics. The ticket is done when each is confirmed or refused."""
+        if self._closed_by is not None:
+            ticket.error = copy(self._closed_by)
+            ticket.check()
+            return
         self._mailboxes[mailbox] = None
         for topic in topics:
             target = _target(topic)
             wishes = self._wishes[target.kind]
             route = wishes.get(target.key)
             if route is None:
-                route = wishes[target.key] = _Route(topic.name)
+                route = wishes[target.key] = _Route(target, topic.name)
                 self._dirty[target] = None
             route.add(topic, mailbox)
             if self._wire_state(target) is not Wire.ON:
@@ -213,6 +229,12 @@ class Router:
                     self._wait_for(target, ticket)
         ticket.check()
 
+    def wants(self, mailbox: Mailbox, topic: Subscribable[object]) -> bool:
+        """Whether a mailbox is to have this topic: it was added, and neither removed nor refused."""
+        target = _target(topic)
+        route = self._wishes[target.kind].get(target.key)
+        return route is not None and mailbox in route.groups.get(topic, ())
+
     def fence(self, ticket: Ticket) -> None:
         """Let a ticket be done when all that the server has sent until now has been received."""
         if self._is_live:
@@ -226,6 +248,7 @@ class Router:
 
     def close(self, error: PubSubError) -> None:
         """Nothing more will come: whoever waits is told why, and every mailbox ends."""
+        self._closed_by = error
         for ticket in [ticket for tickets in self._tickets.values() for ticket in tickets]:
             ticket.error = error
             ticket.release()
@@ -278,49 +301,18 @@ class Router:
     def receive(self, batch: Sequence[Any], start: int) -> int:
         """Deal with what the server said, from `start` on; return how far it went.
 
-        It stops before the end of the batch after `SLICE` deliveries, and after a message that made a
-        mailbox ask its reader to stop; then `is_stalled` is true.
+        It stops before the end of the batch after `SLICE` deliveries to shared channels. `is_stalled`
+        tells whether a mailbox asks its reader to stop; what was read until then is taken.
 
         Raises:
             OutOfStep: A reply was not the one that was due.
         """
-        push = self._push
-        channels = self._wishes[Kind.CHANNEL]
-        patterns = self._wishes[Kind.PATTERN]
+        touched: list[Mailbox] = []  # have staged messages
         self.is_stalled = False
-        left = SLICE
-        for index in range(start, len(batch)):
-            item = batch[index]
-            if item.__class__ is not push:
-                self._on_reply(item)
-                continue
-            kind = item[0]
-            if kind == b"message":
-                route = channels.get(item[1])
-                if route is None:
-                    continue
-                channel = route.name
-                payload = item[2]
-            elif kind == b"pmessage":
-                route = patterns.get(item[1])
-                if route is None:
-                    continue
-                channel = item[2].decode("utf-8", "surrogateescape")
-                payload = item[3]
-            else:
-                continue  # confirmations: the fence says the same, once for all of a burst
-            headers = NO_HEADERS
-            if payload.startswith(MAGIC):
-                payload, headers = unframe(payload)
-            for topic, mailboxes in route.groups.items():
-                message = Message(channel, payload, payload, topic, headers)
-                for mailbox in mailboxes:
-                    if mailbox.put(message):
-                        self.is_stalled = True
-            left -= route.fan_out
-            if left <= 0 or self.is_stalled:
-                return index + 1
-        return len(batch)
+        try:
+            return self._receive(batch, start, touched)
+        finally:  # also after a failure: what came before it counts
+            self._settle_mailboxes(touched)
 
     def expire(self, now: float) -> float:
         """Nothing here has a deadline: subscribers bound their own waits."""
@@ -349,7 +341,68 @@ class Router:
             if burst.ticket is not None:
                 burst.ticket.release()
 
+    # -- the path of a message -------------------------------------------------------------------
+
+    def _receive(self, batch: Sequence[Any], start: int, touched: list[Mailbox]) -> int:
+        """One loop, without a call for each message that could be spared: it is what receiving costs."""
+        push = self._push
+        channels = self._wishes[Kind.CHANNEL]
+        patterns = self._wishes[Kind.PATTERN]
+        left = SLICE
+        for index in range(start, len(batch)):
+            item = batch[index]
+            if item.__class__ is not push:
+                self._settle_mailboxes(touched)  # what came before the reply is before it
+                self._on_reply(item)
+                continue
+            kind = item[0]
+            if kind == b"message":
+                route = channels.get(item[1])
+            elif kind == b"pmessage":
+                route = patterns.get(item[1])
+            else:
+                continue  # confirmations: the fence says the same, once for all of a burst
+            if route is None:
+                continue  # nobody wants it any more
+            payload = item[2 if kind == b"message" else 3]
+            headers = NO_HEADERS
+            if payload.startswith(MAGIC):
+                payload, headers = unframe(payload)
+            channel = route.channel or item[2].decode("utf-8", "surrogateescape")
+            if route.only is not None:
+                topic, mailbox = route.only
+                if not mailbox.staged:
+                    touched.append(mailbox)
+                mailbox.staged.append(Message(channel, payload, payload, topic, headers))
+            else:
+                self._fan_out(route, channel, payload, headers, touched)
+                left -= route.fan_out
+                if left <= 0:
+                    return index + 1
+        return len(batch)
+
+    def _fan_out(
+        self,
+        route: _Route,
+        channel: str,
+        payload: bytes,
+        headers: Mapping[str, str],
+        touched: list[Mailbox],
+    ) -> None:
+        for topic, mailboxes in route.groups.items():
+            message = Message(channel, payload, payload, topic, headers)
+            for mailbox in mailboxes:
+                if not mailbox.staged:
+                    touched.append(mailbox)
+                mailbox.staged.append(message)
+
     # -- inside ------------------------------------------------------------------------------------
+
+    def _settle_mailboxes(self, touched: list[Mailbox]) -> None:
+        for mailbox in touched:
+            if mailbox.settle():
+                self.is_stalled = True
+        touched.clear()
 
     def _on_reply(self, reply: object) -> None:
         if not self._bursts:
@@ -384,8 +437,10 @@ class Router:
                 self._dirty[target] = None
 
     def _settle(self, target: Target) -> None:
-        """The server knows of a target what its subscribers want."""
+        """The server knows of a target what its subscribers want, unless they have changed their minds."""
         route = self._wishes[target.kind].get(target.key)
+        if (route is not None) != (self._wire_state(target) is Wire.ON):
+            return  # it is dirty: the next `commands` sees to it
         if self._missing and route is not None:
             for mailbox in route.mailboxes():
                 self._found(mailbox, target)
@@ -397,7 +452,7 @@ class Router:
         route = self._wishes[target.kind].pop(target.key, None)
         tickets = self._tickets.pop(target, [])
         if route is None:
-            route = _Route("")
+            route = _Route(target, target.key.decode())
         for ticket in tickets:
             ticket.refused[route.name] = reason
         for mailbox in route.mailboxes():

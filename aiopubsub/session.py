@@ -34,6 +34,8 @@ class Session:
     Attributes:
         ended: Done when the session is over, with the reason.
         heard_at: When something last came from the server, by the loop's clock.
+        asked_at: When a sign of life was asked for, if nothing has come since; else `None`. A state of
+            its own, because clocks are coarse: uvloop's stands still for a millisecond.
     """
 
     def __init__(self, wire: Wire, dialogue: Dialogue) -> None:
@@ -46,6 +48,7 @@ class Session:
         self._is_gathering = False  # a flush is due at the end of this turn
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.heard_at = self._loop.time()
+        self.asked_at: float | None = None
         dialogue.begin()
         wire.start(self)
         self.kick()
@@ -65,6 +68,7 @@ class Session:
 
     def ping(self) -> None:
         """Ask the server for a sign of life."""
+        self.asked_at = self._loop.time()
         self._dialogue.ping()
         self.kick()
 
@@ -83,8 +87,15 @@ class Session:
 
     # -- the wire calls these ----------------------------------------------------------------------
 
-    def on_batch(self, batch: list[Any]) -> None:
+    def on_part(self) -> None:
         self.heard_at = self._loop.time()
+        self.asked_at = None
+
+    def on_batch(self, batch: list[Any]) -> None:
+        self.on_part()
+        if self._is_gathering:
+            # uvloop reads up to 32 times in one turn, faster than consumers can take: one is enough
+            self._pause(True)
         self._backlog.append(batch)
         if len(self._backlog) == 1:
             self._start = 0
@@ -105,22 +116,20 @@ class Session:
         """Deal with what was read; what takes too long goes on in the next turn."""
         if not self._backlog or not self._deal():
             return
-        if self._backlog:
+        if self._backlog or self._dialogue.is_stalled:
             self._pause(True)
-            if not self._dialogue.is_stalled:
-                self._loop.call_soon(self._work_off)
-        else:
-            self._pause(self._dialogue.is_stalled)
+        if self._backlog and not self._dialogue.is_stalled:
+            self._loop.call_soon(self._work_off)
         self.kick()
 
     def _go_on(self) -> None:
         if self._backlog:
             self._work_off()
-        elif not self.ended.done():
+        else:
             self._pause(False)
 
     def _pause(self, wanted: bool) -> None:
-        if wanted != self._is_paused:
+        if wanted != self._is_paused and not self.ended.done():
             self._is_paused = wanted
             (self._wire.pause if wanted else self._wire.resume)()
 
@@ -141,7 +150,11 @@ class Session:
     def _gathered(self) -> None:
         self._is_gathering = False
         self._flush()
+        if not self._backlog and not self._dialogue.is_stalled:
+            self._pause(False)
 
     def _flush(self) -> None:
+        if self.ended.done():
+            return  # the dialogue may be in the next session already
         while self._wire.is_writable and (commands := self._dialogue.commands()):
             self._wire.write(commands)

@@ -21,6 +21,7 @@ from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, U
 import anyio
 
 from .client import Client, Source, as_client, begin, check_seconds, deployment_of
+from .deployment import Deployment
 from .errors import Closed, ConnectFailed, GapError, SlowConsumer, SubscribeRefused
 from .link import Link
 from .mailbox import Item, Mailbox, Overflow
@@ -38,7 +39,7 @@ OverflowName: TypeAlias = Literal["drop_oldest", "drop_newest", "fail", "block"]
 OnGap: TypeAlias = Literal["log", "raise"]
 
 _TURN_S = 0.005  # a consumer that finds one message after the other lets other tasks run after this
-_LOOK_EVERY = 64  # messages between two looks at the clock; a power of two
+_HANDFUL = 64  # messages taken out of the mailbox at a time: saves 0.2 µs a message; more saves no more
 _FORGET_TIMEOUT_S = 1.0  # how long `aclose` waits for the server to confirm that it has forgotten us
 
 
@@ -93,14 +94,14 @@ class Subscriber(Generic[T]):
         source_or_client: A `Client` to share, or what `Client` takes as `source`.
         *topics: `Topic`, `Pattern`, or `str` for a topic of bytes. None is allowed: `subscribe` later.
         buffer: Messages, at least 1, that may wait for the consumer.
-        buffer_bytes: Bytes, at least 1, that they may take: payloads and 152 bytes each. A larger
+        buffer_bytes: Bytes, at least 1, that they may take: payloads and 128 bytes each. A larger
             message is still taken when no other waits.
         overflow: What happens to a message that does not fit. `"drop_oldest"`: the oldest that waits
             gives way. `"drop_newest"`: it is dropped itself. `"fail"`: the subscriber ends with
             `SlowConsumer` after what was buffered. `"block"`: the server is not read until half of the
             buffer is free; the subscriber has a connection of its own, which Redis closes at
             `client-output-buffer-limit pubsub` (32 MB by default). What was read from the socket
-            already is kept, so the buffer may be exceeded by one read of 64 KiB, or one message.
+            already is kept, so the buffer may be exceeded by one read of 32 KiB, or one message.
             Every drop is in a `Gap(OVERFLOW)` at the place where it happened, with the exact number.
         on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
             after which iteration can go on. `events()` hands gaps over instead.
@@ -148,9 +149,11 @@ class Subscriber(Generic[T]):
         self._topics: dict[tuple[bool, str], Subscribable[object]] = {}
         self._check_conflicts(self._initial)
         self._client, self._owns_client = as_client(source_or_client)
+        self._deployment: Deployment | None = None
         self._link: Link[Router] | None = None
         self._is_closed = False
         self._undecodable = 0
+        self._hand: list[Message[object]] = []  # out of the mailbox, next one last
         self._waiters: deque[asyncio.Future[None]] = deque()
         self._changing = asyncio.Lock()  # one subscribe or unsubscribe at a time
         self._turn_began = 0.0
@@ -174,7 +177,8 @@ class Subscriber(Generic[T]):
             begin(self._client)
         try:
             is_shared = self._overflow != Overflow.BLOCK.value
-            self._link = link = deployment_of(self._client).listening(is_shared=is_shared)
+            self._deployment = deployment_of(self._client)
+            self._link = link = self._deployment.listening(is_shared=is_shared)
             self._mailbox.on_room = link.resume
             link.dialogue.add(self._mailbox, (), Ticket(_do_nothing))
             await link.ready(self._client.connect_timeout)
@@ -208,8 +212,8 @@ class Subscriber(Generic[T]):
                 with anyio.move_on_after(_FORGET_TIMEOUT_S):
                     await forgotten
         finally:
-            if link is not None and not self._owns_client:
-                await deployment_of(self._client).release(link)
+            if link is not None and self._deployment is not None:
+                await self._deployment.release(link)
             if self._owns_client:
                 await self._client.aclose()
 
@@ -242,11 +246,17 @@ class Subscriber(Generic[T]):
             self._mailbox.end()
             await self._ended.wait()
         self._mailbox.end()
-        return self._mailbox.buffered
+        return self._mailbox.buffered + len(self._hand)
 
     # -- topics ------------------------------------------------------------------------------------
 
-    async def subscribe(self, *topics: str | Subscribable[T]) -> None:
+    @overload
+    async def subscribe(self: Subscriber[bytes], *topics: str | Subscribable[bytes]) -> None: ...
+
+    @overload
+    async def subscribe(self, *topics: Subscribable[T]) -> None: ...
+
+    async def subscribe(self, *topics: str | Subscribable[Any]) -> None:
         """Receive more topics, also while others iterate. Returns when the server has confirmed.
 
         Those that are subscribed already are confirmed again and change nothing. Cancelling it takes
@@ -276,7 +286,7 @@ class Subscriber(Generic[T]):
                 self._drop(link, added, Ticket(_do_nothing))
                 raise
             if ticket.refused:
-                self._drop(link, [t for t in added if t.name in ticket.refused], ticket)
+                self._forget_refused(link)
                 raise SubscribeRefused(ticket.refused)
 
     async def unsubscribe(self, *topics: str | Subscribable[Any]) -> None:
@@ -318,21 +328,18 @@ class Subscriber(Generic[T]):
             SlowConsumer: The buffer was full, and `overflow` is `"fail"`.
             ConnectFailed: The server refuses this client for good.
         """
-        mailbox = self._mailbox
+        hand = self._hand
         while True:
-            if not mailbox.delivered % _LOOK_EVERY and self._is_turn_over():
-                await asyncio.sleep(0)
-            item = mailbox.pop()
-            if item is None:
-                if not await self._more():
-                    raise StopAsyncIteration
-            elif isinstance(item, Message) and item.topic.decode is None:
-                return cast("Message[T]", item)
+            if hand:
+                message = hand.pop()
+                if message.topic.decode is None:
+                    return cast("Message[T]", message)
+                event = self._event(message)
             else:
-                event = self._event(item)
-                if isinstance(event, Message):
-                    return event
-                self._report(event)
+                event = await self._next_event()
+            if isinstance(event, Message):
+                return event
+            self._report(event)
 
     def events(self) -> Events[T]:
         """Iterate over messages, gaps and undecodable messages alike, each at its place.
@@ -344,12 +351,17 @@ class Subscriber(Generic[T]):
         return Events(self)
 
     async def _next_event(self) -> Message[T] | Gap | Undecodable:
-        while (item := self._mailbox.pop()) is None:
+        """The next event, whoever asks; it refills the hand when that is empty."""
+        while True:
+            if not self._hand:
+                if self._is_turn_over():
+                    await asyncio.sleep(0)
+                self._hand.extend(self._mailbox.take(min(_HANDFUL, self._mailbox.buffer)))
+            item = self._hand.pop() if self._hand else self._mailbox.pop()
+            if item is not None:
+                return self._event(item)
             if not await self._more():
                 raise StopAsyncIteration
-        if self._is_turn_over():
-            await asyncio.sleep(0)
-        return self._event(item)
 
     # -- a look at it ------------------------------------------------------------------------------
 
@@ -364,11 +376,11 @@ class Subscriber(Generic[T]):
         mailbox = self._mailbox
         return SubscriberStats(
             received=mailbox.received,
-            delivered=mailbox.delivered,
+            delivered=mailbox.delivered - len(self._hand),
             dropped=mailbox.dropped,
             undecodable=self._undecodable,
             gaps=mailbox.gaps,
-            buffered=mailbox.buffered,
+            buffered=mailbox.buffered + len(self._hand),
             buffered_bytes=mailbox.buffered_bytes,
             reconnects=0 if self._link is None else self._link.reconnects,
         )
@@ -417,6 +429,11 @@ class Subscriber(Generic[T]):
         link.dialogue.remove(self._mailbox, topics, ticket)
         link.kick()
 
+    def _forget_refused(self, link: Link[Router]) -> None:
+        for name, topic in list(self._topics.items()):
+            if not link.dialogue.wants(self._mailbox, topic):
+                del self._topics[name]
+
     def _shut(self, ticket: Ticket) -> Link[Router] | None:
         """Close without waiting; the ticket is done when the server has forgotten us."""
         self._is_closed = True
@@ -426,23 +443,24 @@ class Subscriber(Generic[T]):
             link.dialogue.forget(self._mailbox)
         self._mailbox.end()
         self._mailbox.clear()
-        self._wake_all()
+        self._hand.clear()
+        self._wake(len(self._waiters))
         return link
 
     async def _more(self) -> bool:
         """Wait until there may be something to pop; False: nothing will come any more."""
         if self._mailbox.is_ended:
             self._ended.set()
-            self._wake_all()
+            self._wake(len(self._waiters))
             return False
         waiter = asyncio.get_running_loop().create_future()
         self._waiters.append(waiter)
-        self._mailbox.wake = self._wake_one
+        self._mailbox.wake = self._wake
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._wake_one()  # it was this one's turn: let another have it
+                self._wake(1)  # it was this one's turn: let another have it
             raise
         finally:
             if waiter in self._waiters:
@@ -452,19 +470,16 @@ class Subscriber(Generic[T]):
         self._turn_began = asyncio.get_running_loop().time()
         return True
 
-    def _wake_one(self) -> None:
+    def _wake(self, count: int) -> None:
+        """As many of the consumers that wait as there is something for."""
         waiters = self._waiters
-        while waiters:
+        while waiters and count > 0:
             waiter = waiters.popleft()
             if not waiter.done():
                 waiter.set_result(None)
-                break
+                count -= 1
         if not waiters:
             self._mailbox.wake = None
-
-    def _wake_all(self) -> None:
-        while self._waiters:
-            self._wake_one()
 
     def _is_turn_over(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -479,9 +494,8 @@ class Subscriber(Generic[T]):
             return self._decoded(item)
         if isinstance(item, Gap):
             return item
-        if isinstance(item, SubscribeRefused):
-            for topic in [t for t in self._topics.values() if t.name in item.refused]:
-                del self._topics[_name(topic)]
+        if isinstance(item, SubscribeRefused) and self._link is not None:
+            self._forget_refused(self._link)
         if isinstance(item, SlowConsumer):
             self._shut(Ticket(_do_nothing))
         raise item

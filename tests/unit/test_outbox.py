@@ -1,0 +1,418 @@
+"""The outbox: order, windows, fairness, deadlines, and who is told what."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+
+from aiopubsub.dialogue import OutOfStep
+from aiopubsub.errors import Closed, ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
+from aiopubsub.outbox import WRITE_BYTES, Line, Outbox, Request
+
+
+class Push(list[Any]):
+    """A push of the server."""
+
+
+class Promise:
+    """A future without a loop: it can be settled once."""
+
+    def __init__(self) -> None:
+        self.outcome: Any = None
+        self.is_done = False
+
+    def done(self) -> bool:
+        return self.is_done
+
+    def cancel(self) -> None:
+        self.is_done = True
+        self.outcome = "cancelled"
+
+    def set_result(self, result: Any, /) -> None:
+        assert not self.is_done, "settled twice"
+        self.is_done, self.outcome = True, result
+
+    def set_exception(self, exception: PubSubError, /) -> None:
+        self.set_result(exception)
+
+
+def live() -> Outbox:
+    outbox = Outbox(Push)
+    outbox.begin()
+    return outbox
+
+
+def publish(
+    outbox: Outbox, line: Line, payload: bytes = b"x", deadline: float = math.inf, channel: str = "c"
+) -> Promise:
+    promise = Promise()
+    outbox.add(line, Request(channel, (b"PUBLISH", channel.encode(), payload), promise, deadline))
+    return promise
+
+
+def payloads(commands: list[tuple[bytes, ...]]) -> list[bytes]:
+    return [command[-1] for command in commands]
+
+
+def test_a_line_keeps_its_order() -> None:
+    """Requests are sent in the order they were added, and answered in that order."""
+    outbox = live()
+    line = outbox.open_line(100)
+    promises = [publish(outbox, line, b"%d" % n) for n in range(5)]
+    assert (outbox.waiting, outbox.in_flight) == (5, 0)
+    assert outbox.commands() == [(b"PUBLISH", b"c", b"%d" % n) for n in range(5)]
+    assert outbox.commands() == []
+    assert (outbox.waiting, outbox.in_flight) == (0, 5)
+    assert outbox.receive([10, 11], 0) == 2
+    assert outbox.receive([None, 12, 13, 14], 1) == 4
+    assert [promise.outcome for promise in promises] == [10, 11, 12, 13, 14]
+    assert (outbox.waiting, outbox.in_flight) == (0, 0)
+
+
+def test_a_window_bounds_what_is_in_flight() -> None:
+    """Each line has so many requests without an answer, whatever other lines have."""
+    outbox = live()
+    narrow, wide = outbox.open_line(1), outbox.open_line(2)
+    for n in range(3):
+        publish(outbox, narrow, b"n%d" % n)
+        publish(outbox, wide, b"w%d" % n)
+    assert payloads(outbox.commands()) == [b"n0", b"w0", b"w1"]
+    assert outbox.commands() == []
+    outbox.receive([1], 0)
+    assert payloads(outbox.commands()) == [b"n1"]
+    outbox.receive([1, 1], 0)
+    assert payloads(outbox.commands()) == [b"w2"]
+
+
+def test_a_write_is_bounded_in_bytes() -> None:
+    """One call of `commands` ends after the request that fills the write; the next goes on."""
+    outbox = live()
+    line = outbox.open_line(100)
+    for _ in range(5):
+        publish(outbox, line, b"." * (WRITE_BYTES // 2))
+    assert [len(outbox.commands()) for _ in range(4)] == [2, 2, 1, 0]
+    publish(outbox, line, b"." * (3 * WRITE_BYTES))
+    publish(outbox, line)
+    assert [len(outbox.commands()) for _ in range(3)] == [1, 1, 0]
+
+
+def test_no_line_starves() -> None:
+    """A line with much to send leaves the next write to the others."""
+    outbox = live()
+    greedy = outbox.open_line(1000)
+    modest, other = outbox.open_line(1), outbox.open_line(1)
+    for _ in range(10):
+        publish(outbox, greedy, b"." * WRITE_BYTES)
+    publish(outbox, modest, b"m")
+    publish(outbox, other, b"o")
+    assert len(outbox.commands()) == 1
+    assert payloads(outbox.commands())[:2] == [b"m", b"o"]
+    assert len(outbox.commands()) == 1
+
+
+def test_lines_take_turns() -> None:
+    """Lines that could each fill a write share the writes equally."""
+    outbox = live()
+    lines = [outbox.open_line(1000) for _ in range(3)]
+    for n, line in enumerate(lines):
+        for _ in range(4):
+            publish(outbox, line, b"%d" % n + b"." * WRITE_BYTES)
+    order = [payload[:1] for _ in range(12) for payload in payloads(outbox.commands())]
+    assert order == [b"0", b"1", b"2"] * 4
+
+
+def test_a_refused_publish() -> None:
+    """An error reply goes to the one that it answers, with its channel and the server's words."""
+    outbox = live()
+    line = outbox.open_line(10)
+    first, second = publish(outbox, line, channel="a"), publish(outbox, line)
+    outbox.commands()
+    outbox.receive([ErrorReply("NOPERM no"), 3], 0)
+    assert type(first.outcome) is PublishRefused
+    assert vars(first.outcome) == {"channel": "a", "reason": "NOPERM no"}
+    assert second.outcome == 3
+
+
+def test_a_caller_who_gave_up_in_line_is_passed_over() -> None:
+    """What was cancelled before it was sent is not sent, and takes no place in the window."""
+    outbox = live()
+    line = outbox.open_line(1)
+    cancelled, kept = publish(outbox, line, b"0"), publish(outbox, line, b"1")
+    cancelled.cancel()
+    assert payloads(outbox.commands()) == [b"1"]
+    outbox.receive([5], 0)
+    assert kept.outcome == 5
+
+
+def test_a_caller_who_gave_up_after_sending_keeps_its_place() -> None:
+    """The answer to what was cancelled after it was sent goes to nobody else."""
+    outbox = live()
+    line = outbox.open_line(2)
+    cancelled, kept = publish(outbox, line), publish(outbox, line)
+    outbox.commands()
+    cancelled.cancel()
+    publish(outbox, line, b"next")
+    assert outbox.commands() == []
+    outbox.receive([ErrorReply("NOPERM")], 0)
+    assert cancelled.outcome == "cancelled"
+    assert payloads(outbox.commands()) == [b"next"]
+    outbox.receive([2], 0)
+    assert kept.outcome == 2
+
+
+def test_pings_have_their_place_among_the_replies() -> None:
+    """A PING of our own comes after what is sent with it, and its answer goes to nobody."""
+    outbox = live()
+    line = outbox.open_line(10)
+    before = publish(outbox, line)
+    outbox.ping()
+    assert outbox.commands() == [(b"PUBLISH", b"c", b"x"), (b"PING",)]
+    after = publish(outbox, line)
+    assert outbox.commands() == [(b"PUBLISH", b"c", b"x")]
+    outbox.receive([1, b"PONG", 2], 0)
+    assert (before.outcome, after.outcome) == (1, 2)
+    assert outbox.in_flight == 0
+
+
+def test_pushes_are_no_replies() -> None:
+    """A push between replies answers nothing."""
+    outbox = live()
+    promise = publish(outbox, outbox.open_line(10))
+    outbox.commands()
+    assert outbox.receive([Push([b"invalidate"]), 1, Push([])], 0) == 3
+    assert promise.outcome == 1
+
+
+def test_a_reply_that_nobody_asked_for() -> None:
+    """One reply too many ends the session."""
+    with pytest.raises(OutOfStep, match=r"^a reply that nobody asked for: int$"):
+        live().receive([1], 0)
+
+
+def test_what_is_overdue_in_line_was_not_sent() -> None:
+    """At its deadline, not before, a request that waits is `NotSent`; the earliest deadline is told."""
+    outbox = Outbox(Push)
+    line, other = outbox.open_line(10), outbox.open_line(10)
+    first = publish(outbox, line, deadline=5.0, channel="a")
+    second = publish(outbox, line, deadline=7.0)
+    third = publish(outbox, other, deadline=6.0)
+    assert outbox.expire(4.999) == 5.0
+    assert not first.is_done
+    assert outbox.expire(5.0) == 6.0
+    assert type(first.outcome) is NotSent
+    assert first.outcome.channel == "a"
+    assert first.outcome.reason == "there was no connection for the whole timeout"
+    assert outbox.expire(6.5) == 7.0
+    assert (type(third.outcome), second.is_done) == (NotSent, False)
+    assert outbox.expire(9.0) == math.inf
+    assert outbox.waiting == 0
+
+
+def test_what_is_overdue_behind_a_full_window_was_not_sent() -> None:
+    """The reason tells a full window from a missing connection."""
+    outbox = live()
+    line = outbox.open_line(1)
+    publish(outbox, line)
+    late = publish(outbox, line, deadline=1.0)
+    outbox.commands()
+    outbox.expire(1.0)
+    assert type(late.outcome) is NotSent
+    assert late.outcome.reason == "too many publishes were in flight for the whole timeout"
+
+
+def test_what_is_overdue_after_sending_is_unconfirmed() -> None:
+    """A request that left is `Unconfirmed`, and its answer, if it comes, goes to nobody else."""
+    outbox = live()
+    line = outbox.open_line(10)
+    sent, later = publish(outbox, line, deadline=5.0), publish(outbox, line, deadline=8.0)
+    outbox.ping()
+    outbox.commands()
+    assert outbox.expire(4.9) == 5.0
+    assert outbox.expire(5.0) == 8.0
+    assert type(sent.outcome) is Unconfirmed
+    assert vars(sent.outcome) == {"channel": "c", "reason": "the server did not answer in time"}
+    outbox.receive([1, 2, b"PONG"], 0)
+    assert later.outcome == 2
+    assert outbox.expire(100.0) == math.inf
+
+
+def test_cancelled_requests_have_no_deadline() -> None:
+    """Whoever gave up is not waited for."""
+    outbox = live()
+    line = outbox.open_line(1)
+    sent, waiting = publish(outbox, line, deadline=1.0), publish(outbox, line, deadline=2.0)
+    outbox.commands()
+    sent.cancel()
+    waiting.cancel()
+    assert outbox.expire(0.0) == math.inf
+    assert outbox.expire(3.0) == math.inf
+    assert sent.outcome == waiting.outcome == "cancelled"
+
+
+def test_the_end_of_a_session() -> None:
+    """What was sent is unconfirmed, what waits goes with the next session, with a fresh window."""
+    outbox = live()
+    line = outbox.open_line(2)
+    sent = [publish(outbox, line) for _ in range(2)]
+    waiting = publish(outbox, line, b"later")
+    outbox.ping()
+    outbox.commands()
+    sent[0].cancel()
+    outbox.end()
+    assert sent[0].outcome == "cancelled"
+    assert type(sent[1].outcome) is Unconfirmed
+    assert sent[1].outcome.reason == "the connection was lost before the server answered"
+    assert not waiting.is_done
+    assert outbox.commands() == []
+    assert outbox.in_flight == 0
+    outbox.begin()
+    assert payloads(outbox.commands()) == [b"later"]
+    outbox.receive([4], 0)
+    assert waiting.outcome == 4
+
+
+def test_a_ping_does_not_outlive_its_session() -> None:
+    """The next session is not asked for what the last one did not answer."""
+    outbox = live()
+    outbox.ping()
+    outbox.end()
+    outbox.begin()
+    assert outbox.commands() == []
+
+
+def test_closing_tells_what_waits() -> None:
+    """What waits gets an error of its own, what was sent stays until the end, nothing more is taken."""
+    outbox = live()
+    line = outbox.open_line(1)
+    sent, first, second = (publish(outbox, line) for _ in range(3))
+    gone = publish(outbox, line)
+    gone.cancel()
+    outbox.commands()
+    error = Closed("Client")
+    outbox.close(error)
+    assert not sent.is_done
+    assert type(first.outcome) is type(second.outcome) is Closed
+    assert first.outcome is not second.outcome
+    with pytest.raises(Closed) as caught:
+        publish(outbox, line)
+    assert caught.value is not error
+    outbox.end()
+    assert type(sent.outcome) is Unconfirmed
+
+
+def test_closing_a_line_leaves_the_others() -> None:
+    """A publisher that closes takes its own requests out of the line; a second time does nothing."""
+    outbox = live()
+    line, other = outbox.open_line(1), outbox.open_line(1)
+    sent, waiting = publish(outbox, line), publish(outbox, line)
+    outbox.commands()
+    kept = publish(outbox, other)
+    outbox.close_line(line, Closed("Publisher"))
+    outbox.close_line(line, Closed("Publisher"))
+    assert type(waiting.outcome) is Closed
+    assert len(outbox.commands()) == 1
+    outbox.receive([1, 2], 0)
+    assert (sent.outcome, kept.outcome) == (1, 2)
+
+
+class OutboxModel(RuleBasedStateMachine):
+    """Each request gets the answer to itself, or the error that tells what became of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox(Push)
+        self.lines = [self.outbox.open_line(window) for window in (1, 3, 100)]
+        self.is_live = False
+        self.now = 0.0
+        self.numbers = 0
+        self.promises: dict[int, Promise] = {}
+        self.last_sent = [-1, -1, -1]
+        self.sent: list[int | None] = []  # what the server has, and has not answered
+
+    @rule(which=st.integers(0, 2), size=st.sampled_from([1, WRITE_BYTES // 2]))
+    def add(self, which: int, size: int) -> None:
+        payload = b"%d %d " % (which, self.numbers) + b"." * size
+        self.promises[self.numbers] = publish(self.outbox, self.lines[which], payload, self.now + 3 + which)
+        self.numbers += 1
+
+    @precondition(lambda self: not self.is_live)
+    @rule()
+    def begin(self) -> None:
+        self.outbox.begin()
+        self.is_live = True
+
+    @rule()
+    def ping(self) -> None:
+        self.outbox.ping()
+
+    @rule()
+    def write(self) -> None:
+        commands = self.outbox.commands()
+        assert self.is_live or not commands
+        assert (
+            sum(len(c[-1]) for c in commands[:-1] if c[0] == b"PUBLISH")
+            <= WRITE_BYTES + WRITE_BYTES // 2 + 99
+        )
+        for command in commands:
+            if command[0] == b"PING":
+                self.sent.append(None)
+                continue
+            which, number = map(int, command[-1].split()[:2])
+            assert not self.promises[number].is_done, "sent, though its caller was told or had given up"
+            assert number > self.last_sent[which]
+            self.last_sent[which] = number
+            self.sent.append(number)
+        assert self.outbox.in_flight == len(self.sent)
+        assert all(line.in_flight <= line.max_in_flight for line in self.lines)
+
+    @precondition(lambda self: self.sent)
+    @rule(count=st.integers(1, 5))
+    def answer(self, count: int) -> None:
+        numbers = self.sent[:count]
+        del self.sent[:count]
+        before = {n: self.promises[n].is_done for n in numbers if n is not None}
+        self.outbox.receive([b"PONG" if n is None else n for n in numbers], 0)
+        for number, was_done in before.items():
+            assert was_done or self.promises[number].outcome == number
+
+    @precondition(lambda self: self.promises)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        promise = self.promises[data.draw(st.sampled_from(sorted(self.promises)))]
+        if not promise.is_done:
+            promise.cancel()
+
+    @rule(seconds=st.integers(1, 4))
+    def time_goes_on(self, seconds: int) -> None:
+        self.now += seconds
+        before = {n for n, promise in self.promises.items() if promise.is_done}
+        sent = set(self.sent)
+        earliest = self.outbox.expire(self.now)
+        assert earliest > self.now
+        for number, promise in self.promises.items():
+            if promise.is_done and number not in before:
+                assert type(promise.outcome) is (Unconfirmed if number in sent else NotSent)
+
+    @precondition(lambda self: self.is_live)
+    @rule()
+    def end(self) -> None:
+        pending = [n for n in self.sent if n is not None and not self.promises[n].is_done]
+        self.outbox.end()
+        self.is_live = False
+        self.sent.clear()
+        assert all(type(self.promises[n].outcome) is Unconfirmed for n in pending)
+
+    def teardown(self) -> None:
+        """In the end everybody has been told."""
+        self.outbox.close(Closed("Client"))
+        self.outbox.end()
+        assert all(promise.is_done for promise in self.promises.values())
+
+
+TestOutboxModel = OutboxModel.TestCase
+TestOutboxModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

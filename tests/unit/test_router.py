@@ -1,0 +1,808 @@
+"""The router against a model of a server: who gets what, whatever is cut, refused or changed meanwhile."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from aiopubsub.dialogue import Command, OutOfStep
+from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
+from aiopubsub.frame import frame
+from aiopubsub.mailbox import Mailbox, Overflow
+from aiopubsub.message import Gap, GapReason, Message
+from aiopubsub.router import BATCH, SLICE, Router, Ticket
+from aiopubsub.topic import Pattern, Subscribable, Topic
+
+
+class Push(list[Any]):
+    """A push of the server."""
+
+
+def mailbox(buffer: int = 1_000_000, overflow: Overflow = Overflow.DROP_OLDEST) -> Mailbox:
+    seconds = itertools.count(1)
+    return Mailbox(
+        buffer=buffer, buffer_bytes=1 << 40, overflow=overflow, clock=lambda: float(next(seconds))
+    )
+
+
+def ticket() -> Ticket:
+    return Ticket(lambda: None)
+
+
+Key = tuple[str, str]
+"""What a server knows of a subscription: `"channel"` or `"pattern"`, and its name."""
+
+VERBS = {
+    b"SUBSCRIBE": ("channel", b"subscribe"),
+    b"PSUBSCRIBE": ("pattern", b"psubscribe"),
+    b"UNSUBSCRIBE": ("channel", b"unsubscribe"),
+    b"PUNSUBSCRIBE": ("pattern", b"punsubscribe"),
+}
+
+
+def keys_of(command: Command) -> list[Key]:
+    kind, _ = VERBS[command[0]]
+    return [(kind, key.decode()) for key in command[1:]]
+
+
+class ModelServer:
+    """One connection to a server that works off its commands when it is told to."""
+
+    def __init__(self, forbidden: set[Key]) -> None:
+        self.forbidden = forbidden
+        self.inbox: deque[Command] = deque()
+        self.out: list[Any] = []  # said, and not delivered yet
+        self.said = 0
+        self.subscribed: dict[Key, None] = {}
+        self.ran: list[Command] = []
+
+    def say(self, item: Any) -> None:
+        self.out.append(item)
+        self.said += 1
+
+    def run(self, commands: int | None = None) -> None:
+        """Work off so many commands, or all of them."""
+        while self.inbox and commands != 0:
+            commands = None if commands is None else commands - 1
+            command = self.inbox.popleft()
+            self.ran.append(command)
+            if command[0] == b"PING":
+                self.say(command[1])
+                continue
+            keys = keys_of(command)
+            leaves = b"UNSUB" in command[0]
+            if not leaves and any(key in self.forbidden for key in keys):
+                self.say(ErrorReply("NOPERM no access to one of the channels"))
+                continue
+            for key in keys:
+                if leaves:
+                    self.subscribed.pop(key, None)
+                else:
+                    self.subscribed[key] = None
+                self.say(Push([VERBS[command[0]][1], key[1].encode(), len(self.subscribed)]))
+
+    def publish(self, channel: str, payload: bytes) -> None:
+        if ("channel", channel) in self.subscribed:
+            self.say(Push([b"message", channel.encode(), payload]))
+        for kind, name in self.subscribed:
+            if kind == "pattern" and fnmatchcase(channel, name):
+                self.say(Push([b"pmessage", name.encode(), channel.encode(), payload]))
+
+    def take(self, items: int | None = None) -> list[Any]:
+        taken = self.out[:items]
+        del self.out[: len(taken)]
+        return taken
+
+
+# -- the state machine -----------------------------------------------------------------------------
+
+KEYS: list[Key] = [
+    ("channel", "a"),
+    ("channel", "ab"),
+    ("channel", "b"),
+    ("channel", "c"),
+    ("pattern", "a*"),
+    ("pattern", "*"),
+    ("pattern", "a"),
+]
+SOME_KEYS = st.lists(st.sampled_from(KEYS), min_size=1, max_size=4)
+
+
+@dataclass(eq=False)
+class Lost:
+    """What a mailbox is to know of a lost connection."""
+
+    channels: dict[str, None] = field(default_factory=dict)
+    is_open: bool = True
+
+
+@dataclass(eq=False)
+class Box:
+    """A mailbox, what it wants, and what it is to have."""
+
+    mailbox: Mailbox
+    decode: Any
+    wishes: set[Key] = field(default_factory=set)
+    missing: set[Key] = field(default_factory=set)
+    expected: deque[Any] = field(default_factory=deque)
+    hole: Lost | None = None
+
+    def topics(self, keys: Iterable[Key]) -> list[Subscribable[Any]]:
+        """Its own topics: mailboxes with other codecs have unequal topics for one channel."""
+        made: list[Subscribable[Any]] = []
+        for kind, name in keys:
+            if kind == "pattern":
+                made.append(Pattern(name, decode=self.decode))
+            elif self.decode is bytes:
+                made.append(Topic(name))
+            else:
+                made.append(Topic(name, encode=self.decode, decode=self.decode))
+        return made
+
+    def found(self, key: Key) -> None:
+        self.missing.discard(key)
+        if not self.missing and self.hole is not None:
+            self.hole.is_open = False
+            self.hole = None
+
+
+@dataclass(eq=False)
+class Waiting:
+    """A ticket, and what it must not be done without."""
+
+    box: Box | None
+    kind: str
+    keys: set[Key]
+    refused: dict[str, str] = field(default_factory=dict)
+    times_done: int = 0
+    said_before: int = 0
+    ticket: Ticket = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.asked = set(self.keys)
+        self.ticket = Ticket(self.on_done)
+
+    def on_done(self) -> None:
+        self.times_done += 1
+
+
+class RouterModel(RuleBasedStateMachine):
+    """Several mailboxes, a connection that comes and goes, and a server that takes its time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = Router(Push)
+        self.boxes = [Box(mailbox(), bytes), Box(mailbox(), bytes), Box(mailbox(), len)]
+        self.forbidden: set[Key] = set()
+        self.server: ModelServer | None = None
+        self.waiting: list[Waiting] = []
+        self.numbers = itertools.count()
+        # what the router was told on this connection: asked, on or leaving, and by which command
+        self.state: dict[Key, tuple[str, bytes]] = {}
+        self.sent: dict[bytes, Command | None] = {}
+        self.delivered = 0
+        self.has_error = False
+
+    @initialize(is_live=st.booleans(), keys=SOME_KEYS)
+    def some_wishes(self, is_live: bool, keys: list[Key]) -> None:
+        """Begin where things happen: with wishes, connected or not."""
+        self.add(0, keys)
+        if is_live:
+            self.begin()
+
+    def is_on(self, key: Key) -> bool:
+        return self.state.get(key, ("",))[0] == "on"
+
+    def wished(self) -> set[Key]:
+        return set().union(*(box.wishes for box in self.boxes))
+
+    # what subscribers do
+
+    @rule(which=st.integers(0, 2), keys=SOME_KEYS)
+    def add(self, which: int, keys: list[Key]) -> None:
+        box = self.boxes[which]
+        waiting = Waiting(box, "add", {key for key in keys if not self.is_on(key)})
+        self.waiting.append(waiting)
+        box.wishes.update(keys)
+        for other in self.waiting:
+            if other.kind == "remove":
+                other.keys.difference_update(keys)
+        self.router.add(box.mailbox, box.topics(keys), waiting.ticket)
+
+    @rule(which=st.integers(0, 2), keys=SOME_KEYS)
+    def remove(self, which: int, keys: list[Key]) -> None:
+        box = self.boxes[which]
+        had = box.wishes.intersection(keys)
+        box.wishes.difference_update(keys)
+        for key in keys:
+            box.found(key)
+        for other in self.waiting:
+            if other.kind == "add" and other.box is box:
+                other.keys.difference_update(keys)
+        nobody = had - self.wished()
+        waiting = Waiting(box, "remove", {key for key in nobody if key in self.state})
+        self.waiting.append(waiting)
+        self.router.remove(box.mailbox, box.topics(keys), waiting.ticket)
+
+    @rule()
+    def fence(self) -> None:
+        waiting = Waiting(None, "fence", set())
+        if self.server is not None:
+            waiting.keys = {("fence", "")}
+            waiting.said_before = self.server.said
+        self.waiting.append(waiting)
+        self.router.fence(waiting.ticket)
+
+    # what the session does
+
+    @precondition(lambda self: self.server is None)
+    @rule()
+    def begin(self) -> None:
+        self.server = ModelServer(self.forbidden)
+        self.router.begin()
+
+    @precondition(lambda self: self.server is not None)
+    @rule()
+    def send(self) -> None:
+        self.send_all()
+
+    def send_all(self) -> bool:
+        """Send what the router has to say; each command has its fence."""
+        assert self.server is not None
+        commands = self.router.commands()
+        previous: Command | None = None
+        for command in commands:
+            if command[0] == b"PING":
+                self.sent[command[1]] = previous
+                for key in keys_of(previous) if previous else ():
+                    self.state[key] = ("leaving" if b"UNSUB" in previous[0] else "asked", command[1])
+                previous = None
+            else:
+                assert previous is None, "a command without a fence"
+                previous = command
+        assert previous is None, "a command without a fence"
+        self.server.inbox.extend(commands)
+        return bool(commands)
+
+    @rule()
+    def ping(self) -> None:
+        self.router.ping()
+
+    @precondition(lambda self: self.server is not None)
+    @rule(items=st.integers(1, 8))
+    def deliver(self, items: int | None) -> None:
+        assert self.server is not None
+        batch = self.server.take(items)
+        for item in batch:
+            self.delivered += 1
+            self.expect(item)
+        assert self.router.receive([None, *batch], 1) == len(batch) + 1
+        assert not self.router.is_stalled
+
+    @precondition(lambda self: self.server is not None)
+    @rule()
+    def cut(self) -> None:
+        """The connection is lost, and whatever was on its way."""
+        for box in self.boxes:
+            lost = [key for key in self.state if key in box.wishes and self.is_on(key)]
+            if lost:
+                if box.hole is None:
+                    box.hole = Lost()
+                    box.expected.append(box.hole)
+                box.hole.channels |= dict.fromkeys(name for _, name in lost)
+                box.missing.update(lost)
+        self.state.clear()
+        self.sent.clear()
+        self.delivered = 0
+        self.has_error = False
+        self.server = None
+        for waiting in self.waiting:
+            if waiting.kind != "add":
+                waiting.keys.clear()
+        self.router.end()
+
+    # what the server does
+
+    @precondition(lambda self: self.server is not None)
+    @rule(commands=st.integers(1, 4))
+    def run_commands(self, commands: int) -> None:
+        assert self.server is not None
+        self.server.run(commands)
+
+    @precondition(lambda self: self.server is not None)
+    @rule(channel=st.sampled_from(["a", "ab", "b", "c", "zz"]), is_framed=st.booleans())
+    def publish(self, channel: str, is_framed: bool) -> None:
+        assert self.server is not None
+        payload = b"%d" % next(self.numbers)
+        self.server.publish(channel, frame(payload, {"h": channel}) if is_framed else payload)
+
+    @rule(key=st.sampled_from(KEYS))
+    def forbid_or_allow(self, key: Key) -> None:
+        self.forbidden ^= {key}
+
+    # what is to come of it
+
+    def expect(self, item: Any) -> None:
+        if isinstance(item, ErrorReply):
+            self.has_error = True
+        elif isinstance(item, bytes):
+            self.expect_fence(item)
+        elif item[0] in (b"message", b"pmessage"):
+            key = ("channel" if item[0] == b"message" else "pattern", item[1].decode())
+            for box in self.boxes:
+                if key in box.wishes:
+                    box.expected.append((box.topics([key])[0], item[-2].decode(), item[-1]))
+
+    def expect_fence(self, token: bytes) -> None:
+        assert next(iter(self.sent)) == token
+        command = self.sent.pop(token)
+        has_error, self.has_error = self.has_error, False
+        keys = keys_of(command) if command else []
+        for key in keys:
+            state, by = self.state[key]
+            if by != token:
+                continue
+            if state == "asked" and not has_error:
+                self.state[key] = ("on", token)
+                self.settle(key, "add")
+                for box in self.boxes:
+                    if key in box.wishes:
+                        box.found(key)
+                continue
+            del self.state[key]
+            self.settle(key, "remove")
+            if state == "asked" and len(keys) == 1:
+                self.expect_refusal(key)
+        for waiting in self.waiting:
+            if waiting.kind == "fence" and self.delivered >= waiting.said_before:
+                waiting.keys.clear()
+
+    def expect_refusal(self, key: Key) -> None:
+        reason = "NOPERM no access to one of the channels"
+        for box in self.boxes:
+            if key not in box.wishes:
+                continue
+            box.wishes.discard(key)
+            is_told = key in box.missing
+            if is_told:
+                box.expected.append(SubscribeRefused({key[1]: reason}))
+            for waiting in self.waiting:
+                if waiting.kind == "add" and waiting.box is box and key in waiting.keys:
+                    waiting.refused[key[1]] = reason
+                    is_told = True
+            assert is_told, "a subscriber would lose a channel and not know"
+            box.found(key)
+        self.settle(key, "add")
+
+    def settle(self, key: Key, kind: str) -> None:
+        for waiting in self.waiting:
+            if waiting.kind == kind:
+                waiting.keys.discard(key)
+
+    # what is checked
+
+    @rule(which=st.integers(0, 2), items=st.integers(1, 5))
+    def pop(self, which: int, items: int | None) -> None:
+        """A mailbox has exactly what it is to have, in order."""
+        box = self.boxes[which]
+        while items != 0:
+            items = None if items is None else items - 1
+            item = box.mailbox.pop()
+            if item is None:
+                head = box.expected[0] if box.expected else None
+                assert head is None or (isinstance(head, Lost) and head.is_open), f"not there: {head}"
+                return
+            assert box.expected, f"not expected: {item}"
+            expected = box.expected.popleft()
+            if isinstance(item, Message):
+                topic, channel, payload = expected
+                assert item.topic == topic
+                assert item.channel == channel
+                assert frame(item.payload, item.headers) == payload
+            elif isinstance(item, Gap):
+                assert isinstance(expected, Lost)
+                assert not expected.is_open, "handed over before all of it was subscribed again"
+                assert item.reason is GapReason.RECONNECTED
+                assert set(item.channels) == set(expected.channels)
+            else:
+                assert vars(item) == vars(expected)
+
+    @invariant()
+    def tickets_are_not_done_too_soon(self) -> None:
+        for waiting in self.waiting:
+            assert waiting.times_done == waiting.ticket.is_done
+            names = {name for _, name in waiting.asked}
+            if waiting.ticket.is_done:
+                assert not waiting.keys, f"{waiting.kind} done without {waiting.keys}"
+                assert waiting.refused.items() <= waiting.ticket.refused.items()
+            assert waiting.ticket.refused.keys() <= names
+        self.waiting = [waiting for waiting in self.waiting if not waiting.ticket.is_done]
+
+    @rule()
+    def come_to_rest(self) -> None:
+        """Connected and with all delivered, the server has what is wished, and nobody waits."""
+        if self.server is None:
+            self.begin()
+        assert self.server is not None
+        for _ in range(100):
+            if not self.send_all() and not self.server.inbox and not self.server.out:
+                break
+            self.server.run()
+            self.deliver(None)
+            self.tickets_are_not_done_too_soon()
+        else:
+            raise AssertionError("it does not come to rest")
+        self.tickets_are_not_done_too_soon()
+        assert set(self.server.subscribed) == self.wished()
+        assert [(w.kind, w.keys) for w in self.waiting] == []
+        for which, box in enumerate(self.boxes):
+            assert not box.missing
+            self.pop(which, None)
+            assert not box.expected
+
+    def teardown(self) -> None:
+        self.come_to_rest()
+
+
+TestRouterModel = RouterModel.TestCase
+TestRouterModel.settings = settings(max_examples=300, stateful_step_count=50, deadline=None)
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+class Talk:
+    """A router and a server that answers at once, for examples."""
+
+    def __init__(self, *forbidden: str) -> None:
+        self.router = Router(Push)
+        self.forbidden: set[Key] = {("channel", name) for name in forbidden}
+        self.begin()
+
+    def begin(self) -> None:
+        self.server = ModelServer(self.forbidden)
+        self.router.begin()
+
+    def settle(self) -> list[Command]:
+        """Until nothing more is to be said; the commands that were sent, without their fences."""
+        sent: list[Command] = []
+        while commands := self.router.commands():
+            sent += [command for command in commands if command[0] != b"PING"]
+            self.server.inbox.extend(commands)
+            self.server.run()
+            self.deliver()
+        return sent
+
+    def deliver(self) -> None:
+        batch = self.server.take()
+        at = 0
+        while at < len(batch):
+            at = self.router.receive(batch, at)
+
+    def cut(self) -> None:
+        self.router.end()
+        self.begin()
+
+
+def topics(count: int) -> list[Topic[bytes]]:
+    return [Topic(f"c{n}") for n in range(count)]
+
+
+def test_channels_are_asked_for_in_batches() -> None:
+    """1025 channels are three commands, after a reconnect too."""
+    talk, box, done = Talk(), mailbox(), ticket()
+    talk.router.add(box, topics(2 * BATCH + 1), done)
+    assert [len(command) - 1 for command in talk.settle()] == [BATCH, BATCH, 1]
+    assert done.is_done
+    talk.cut()
+    sent = talk.settle()
+    assert [len(command) - 1 for command in sent] == [BATCH, BATCH, 1]
+    assert [key for command in sent for key in command[1:]] == [b"c%d" % n for n in range(2 * BATCH + 1)]
+    assert [isinstance(item, Gap) for item in iter(box.pop, None)] == [True]
+
+
+def test_the_bytes_of_a_burst() -> None:
+    """Each command has its fence, channels and patterns have their own commands."""
+    router, box = Router(Push), mailbox()
+    router.begin()
+    router.add(box, [Topic("a"), Pattern("a*"), Topic("ä")], ticket())
+    assert router.commands() == [
+        (b"SUBSCRIBE", b"a", "ä".encode()),
+        (b"PING", b"1"),
+        (b"PSUBSCRIBE", b"a*"),
+        (b"PING", b"2"),
+    ]
+    assert router.commands() == []
+
+
+def test_one_forbidden_channel_is_found_in_one_round() -> None:
+    """A batch that fails is asked again channel by channel, once; the others are not affected."""
+    talk, box, done = Talk("c7"), mailbox(), ticket()
+    talk.router.add(box, topics(BATCH + 10), done)
+    sent = talk.settle()
+    assert [len(command) - 1 for command in sent] == [BATCH, 10] + [1] * BATCH
+    assert done.is_done
+    assert done.refused == {"c7": "NOPERM no access to one of the channels"}
+    assert len(talk.server.subscribed) == BATCH + 9
+    assert box.pop() is None
+
+
+def test_a_refused_channel_is_not_asked_for_again() -> None:
+    """Neither later nor on the next connection: only a new wish asks again."""
+    talk, box, again = Talk("c0"), mailbox(), ticket()
+    talk.router.add(box, topics(2), ticket())
+    talk.settle()
+    talk.cut()
+    assert talk.settle() == [(b"SUBSCRIBE", b"c1")]
+    talk.forbidden.clear()
+    talk.router.add(box, topics(1), again)
+    assert talk.settle() == [(b"SUBSCRIBE", b"c0")]
+    assert again.is_done
+    assert again.refused == {}
+
+
+def test_an_established_channel_that_is_refused_is_told_in_band() -> None:
+    """After a reconnect nobody waits for a ticket: the refusal follows the gap."""
+    talk, box, other = Talk(), mailbox(), mailbox()
+    talk.router.add(box, topics(2), ticket())
+    talk.router.add(other, topics(2)[1:], ticket())
+    talk.settle()
+    talk.forbidden.add(("channel", "c0"))
+    talk.cut()
+    assert box.pop() is None
+    talk.settle()
+    gap, error = iter(box.pop, None)
+    assert isinstance(gap, Gap)
+    assert gap.channels == ("c0", "c1")
+    assert isinstance(error, SubscribeRefused)
+    assert error.refused == {"c0": "NOPERM no access to one of the channels"}
+    assert [isinstance(item, Gap) for item in iter(other.pop, None)] == [True]
+
+
+def test_what_was_taken_back_before_it_was_sent_is_not_sent() -> None:
+    """A wish that comes and goes within a turn costs nothing, and its tickets are done."""
+    talk, box = Talk(), mailbox()
+    added, removed, back = ticket(), ticket(), ticket()
+    talk.router.add(box, topics(1), added)
+    talk.router.remove(box, topics(1), removed)
+    assert talk.settle() == []
+    assert (added.is_done, removed.is_done) == (True, True)
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.router.remove(box, topics(1), removed := ticket())
+    talk.router.add(box, topics(1), back)
+    assert back.is_done
+    assert talk.settle() == []
+    assert removed.is_done
+
+
+def test_a_wish_that_comes_back_waits_for_its_own_confirmation() -> None:
+    """The answer to an UNSUBSCRIBE does not confirm a wish that was made after it."""
+    talk, box, back = Talk(), mailbox(), ticket()
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.router.remove(box, topics(1), left := ticket())
+    talk.server.inbox.extend(talk.router.commands())
+    talk.router.add(box, topics(1), back)
+    talk.server.run()
+    talk.deliver()
+    assert not back.is_done
+    assert talk.settle() == [(b"SUBSCRIBE", b"c0")]
+    assert (left.is_done, back.is_done) == (True, True)
+
+
+def test_a_wish_that_goes_waits_until_it_is_forgotten() -> None:
+    """The answer to a SUBSCRIBE does not tell that the server has forgotten."""
+    talk, box, left = Talk(), mailbox(), ticket()
+    talk.router.add(box, topics(1), ticket())
+    talk.server.inbox.extend(talk.router.commands())
+    talk.router.remove(box, topics(1), left)
+    talk.server.run()
+    talk.deliver()
+    assert not left.is_done
+    assert talk.settle() == [(b"UNSUBSCRIBE", b"c0")]
+    assert left.is_done
+
+
+def test_a_fence_is_done_after_what_was_sent_before_it() -> None:
+    """A fence ticket waits for all that the server has said so far; without a connection for nothing."""
+    talk, box = Talk(), mailbox()
+    there: list[int] = []
+    fence = Ticket(lambda: there.append(box.buffered))
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.server.publish("c0", b"x")
+    talk.router.fence(fence)
+    assert not fence.is_done
+    talk.settle()
+    assert fence.is_done
+    assert there == [1]
+    talk.router.fence(cut := ticket())
+    talk.router.end()
+    assert cut.is_done
+    talk.router.fence(offline := ticket())
+    assert offline.is_done
+
+
+def test_mailboxes_with_equal_topics_share_a_message() -> None:
+    """One object for all whose topics are equal, another for another codec; headers are unpacked once."""
+    talk, boxes = Talk(), [mailbox() for _ in range(3)]
+    talk.router.add(boxes[0], [Topic("c")], ticket())
+    talk.router.add(boxes[1], [Topic("c")], ticket())
+    talk.router.add(boxes[2], [Topic.text("c")], ticket())
+    talk.settle()
+    talk.server.publish("c", frame(b"x", {"a": "b"}))
+    talk.deliver()
+    one, other, text = (box.pop() for box in boxes)
+    assert isinstance(one, Message)
+    assert isinstance(text, Message)
+    assert one is other
+    assert one is not text
+    assert (one.payload, one.data, one.headers) == (b"x", b"x", {"a": "b"})
+    assert text.topic == Topic.text("c")
+
+
+def test_a_channel_and_a_pattern_that_match_are_two_deliveries() -> None:
+    """Each match is delivered once, with what matched; a channel's name need not be UTF-8."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, [Topic("ab"), Pattern("a*"), Pattern("*b")], ticket())
+    talk.settle()
+    talk.server.publish("ab", b"x")
+    talk.deliver()
+    items = [item for item in iter(box.pop, None) if isinstance(item, Message)]
+    assert [(item.channel, item.topic) for item in items] == [
+        ("ab", Topic("ab")),
+        ("ab", Pattern("a*")),
+        ("ab", Pattern("*b")),
+    ]
+    talk.router.receive([Push([b"pmessage", b"a*", b"a\xff", b"x"])], 0)
+    item = box.pop()
+    assert isinstance(item, Message)
+    assert item.channel == "a\udcff"
+
+
+@pytest.mark.parametrize("reply", [b"2", b"OK", 1, None, Push([b"message", b"a", b"x"])[:]])
+def test_a_reply_that_was_not_due(reply: object) -> None:
+    """Anything but the fence that is due ends the session; what was said is not repeated."""
+    router = Router(Push)
+    router.begin()
+    router.add(mailbox(), topics(1), ticket())
+    with pytest.raises(OutOfStep, match="nobody asked for"):
+        router.receive([reply], 0)
+    router.commands()
+    with pytest.raises(OutOfStep, match=rf"^a fence was due, not {type(reply).__name__}$"):
+        router.receive([reply], 0)
+
+
+def test_an_error_that_nobody_asked_for() -> None:
+    """The server's last words before it hangs up are not an answer."""
+    router = Router(Push)
+    router.begin()
+    with pytest.raises(OutOfStep):
+        router.receive([ErrorReply("ERR closing")], 0)
+
+
+def test_pushes_of_other_kinds_and_of_others_are_passed_over() -> None:
+    """What is not a message, and messages that nobody wants any more, are nothing to anybody."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    strange = [
+        Push([b"invalidate", None]),
+        Push([b"message", b"x", b"y"]),
+        Push([b"pmessage", b"x", b"y", b"z"]),
+    ]
+    assert talk.router.receive(strange, 0) == 3
+    assert box.pop() is None
+
+
+def test_a_slice_ends_after_so_many_deliveries() -> None:
+    """A long fan-out lets others run: `receive` returns where it is to go on."""
+    talk = Talk()
+    boxes = [mailbox() for _ in range(100)]
+    for box in boxes:
+        talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    batch = [Push([b"message", b"c0", b"x"])] * (SLICE // 100 * 2 + 5)
+    assert talk.router.receive(batch, 0) == SLICE // 100
+    assert boxes[99].buffered == SLICE // 100
+    assert talk.router.receive(batch, SLICE // 100) == SLICE // 50
+    assert talk.router.receive(batch, SLICE // 50) == len(batch)
+    assert not talk.router.is_stalled
+
+
+def test_a_mailbox_that_blocks_asks_to_stop() -> None:
+    """What was read is taken; `is_stalled` says that no more should be, until it is called again."""
+    talk, box = Talk(), mailbox(2, Overflow.BLOCK)
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    batch = [Push([b"message", b"c0", b"x"])] * 2
+    assert talk.router.receive(batch, 0) == 2
+    assert not talk.router.is_stalled
+    assert talk.router.receive(batch, 1) == 2
+    assert talk.router.is_stalled
+    assert box.buffered == 3
+    while box.pop() is not None:
+        pass
+    assert talk.router.receive(batch, 0) == 2
+    assert not talk.router.is_stalled
+
+
+def test_a_failure_in_the_middle_of_a_batch_loses_nothing_of_it() -> None:
+    """What came before the failure is there before the gap, and the next session is heard."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    with pytest.raises(IndexError):
+        talk.router.receive([Push([b"message", b"c0", b"1"]), Push([b"message", b"c0"])], 0)
+    talk.cut()
+    talk.settle()
+    talk.server.publish("c0", b"2")
+    talk.deliver()
+    first, gap, second = iter(box.pop, None)
+    assert isinstance(first, Message)
+    assert isinstance(gap, Gap)
+    assert isinstance(second, Message)
+    assert (first.payload, second.payload) == (b"1", b"2")
+
+
+def test_closing_tells_whoever_waits() -> None:
+    """Tickets are done with the error, mailboxes raise it and end; what comes later is told at once."""
+    router, box, waiting = Router(Push), mailbox(), ticket()
+    router.add(box, topics(1), waiting)
+    error = ConnectFailed("h:1", "WRONGPASS", permanent=True)
+    router.close(error)
+    assert waiting.is_done
+    assert waiting.error is error
+    assert list(iter(box.pop, None)) == [error]
+    assert box.is_drained
+    router.add(mailbox(), topics(1), late := ticket())
+    assert late.is_done
+    assert isinstance(late.error, ConnectFailed)
+
+
+def test_closing_on_purpose_is_no_error_to_mailboxes() -> None:
+    """When the client is closed, mailboxes just end, without a gap."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.router.close(Closed("Client"))
+    talk.router.end()
+    assert box.pop() is None
+    assert box.is_drained
+
+
+def test_a_mailbox_that_was_forgotten_is_left_alone() -> None:
+    """Closing does not end a mailbox that was let go."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(1), ticket())
+    talk.router.remove(box, topics(1), ticket())
+    talk.router.forget(box)
+    talk.router.close(Closed("Client"))
+    assert not box.is_ended
+
+
+def test_without_a_connection_nothing_is_said() -> None:
+    """`commands` is empty before a session begins and after it has ended."""
+    router = Router(Push)
+    router.add(mailbox(), topics(1), ticket())
+    assert router.commands() == []
+    router.begin()
+    assert len(router.commands()) == 2
+    router.end()
+    router.add(mailbox(), topics(2), ticket())
+    assert router.commands() == []
+
+
+def test_nothing_has_a_deadline() -> None:
+    """Subscribers bound their own waits."""
+    assert Router(Push).expire(1e9) == float("inf")
