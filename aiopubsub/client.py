@@ -7,13 +7,13 @@ here: publishing and subscribing. Roles take a client, or make one of their own 
 from __future__ import annotations
 
 import asyncio
-import math
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
 import redis.asyncio as aioredis
 
+from .checks import check_seconds
 from .deployment import Deployment, SingleServer
 from .errors import Closed
 from .link import Backoff
@@ -97,8 +97,10 @@ class Client:
         backoff: Backoff = Backoff(),  # noqa: B008  # frozen
         name: str | None = None,
     ) -> None:
-        self.connect_timeout = check_seconds("connect_timeout", connect_timeout, or_none=True)
-        self._heartbeat = check_seconds("heartbeat", heartbeat) or 0.0
+        if connect_timeout is not None:
+            connect_timeout = check_seconds("connect_timeout", connect_timeout)
+        self.connect_timeout = connect_timeout
+        self._heartbeat = check_seconds("heartbeat", heartbeat)
         self._backoff = backoff
         self._opener = _choose_opener(source, name)
         self._deployment: Deployment | None = None
@@ -188,18 +190,6 @@ def as_client(source: Source | Client) -> tuple[Client, bool]:
     if isinstance(source, Client):
         return source, False
     return Client(source), True
-
-
-def check_seconds(name: str, value: float | None, *, or_none: bool = False) -> float | None:
-    """A duration that makes sense."""
-    if value is None and or_none:
-        return None
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"`{name}` must be a number of seconds, not {type(value).__name__}")
-    if not 0 < value < math.inf:
-        also = ", or None to wait for ever" if or_none else ""
-        raise ValueError(f"`{name}` must be more than 0 seconds{also}, not {value}")
-    return float(value)
 
 
 def _choose_opener(source: Source, name: str | None) -> WireOpener:

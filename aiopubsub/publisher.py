@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar, cast, overload
 
-from .client import Client, Source, as_client, begin, check_seconds, deployment_of
+from .checks import check_count, check_seconds
+from .client import Client, Source, as_client, begin, deployment_of
 from .dialogue import Command
 from .errors import Closed, EncodeFailed, PubSubError
 from .frame import MAGIC, frame
@@ -57,12 +58,8 @@ class Publisher:
         timeout: float = 5.0,
         max_in_flight: int = 10_000,
     ) -> None:
-        self._timeout = check_seconds("timeout", timeout) or 0.0
-        if isinstance(max_in_flight, bool) or not isinstance(max_in_flight, int):
-            raise TypeError(f"`max_in_flight` must be an int, not {type(max_in_flight).__name__}")
-        if max_in_flight < 1:
-            raise ValueError(f"`max_in_flight` must be at least 1, not {max_in_flight}")
-        self._max_in_flight = max_in_flight
+        self._timeout = check_seconds("timeout", timeout)
+        self._max_in_flight = check_count("max_in_flight", max_in_flight)
         self._client, self._owns_client = as_client(source_or_client)
         self._link: Link[Outbox] | None = None
         self._line: Line | None = None

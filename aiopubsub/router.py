@@ -26,19 +26,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any
 
 from .dialogue import Command, OutOfStep
 from .errors import Closed, ErrorReply, PubSubError, SubscribeRefused
 from .frame import MAGIC, NO_HEADERS, unframe
 from .mailbox import Mailbox
 from .message import Message
-from .topic import Pattern, Subscribable
+from .routes import Kind, Route, Target, Ticket
+from .topic import Subscribable
 
-__all__ = ["Router", "Ticket"]
+__all__ = ["Router"]
 
 BATCH = 512
 """Channels in one command: 196 commands for 100 000 channels; a refused one costs 512 retries at most."""
@@ -47,101 +48,12 @@ SLICE = 10_000
 """Deliveries after which `receive` lets the event loop go on: at 0.2 µs each, about 2 ms."""
 
 
-class Kind(Enum):
-    """How a channel is subscribed to: the two commands for it."""
-
-    CHANNEL = (b"SUBSCRIBE", b"UNSUBSCRIBE")
-    PATTERN = (b"PSUBSCRIBE", b"PUNSUBSCRIBE")
-
-
-class Target(NamedTuple):
-    """A channel or a pattern, as the server knows it."""
-
-    kind: Kind
-    key: bytes
-
-
 class Wire(Enum):
     """What the server was told of a target, and whether it has confirmed."""
 
     ASKED = "asked"
     ON = "on"
     LEAVING = "leaving"
-
-
-class Ticket:
-    """What one caller waits for: until every target of it is settled.
-
-    Attributes:
-        refused: The server's reason for each channel or pattern that it refused.
-        error: Why nothing will ever settle, or `None`.
-        is_done: Whether nothing is left to wait for.
-    """
-
-    __slots__ = ("_on_done", "_remaining", "error", "is_done", "refused")
-
-    def __init__(self, on_done: Callable[[], None]) -> None:
-        self._on_done = on_done
-        self._remaining = 0
-        self.refused: dict[str, str] = {}
-        self.error: PubSubError | None = None
-        self.is_done = False
-
-    def hold(self) -> None:
-        """One thing more to wait for."""
-        self._remaining += 1
-
-    def release(self) -> None:
-        """One thing less."""
-        self._remaining -= 1
-        self.check()
-
-    def check(self) -> None:
-        """Done, if nothing is left."""
-        if not self._remaining and not self.is_done:
-            self.is_done = True
-            self._on_done()
-
-
-class _Route:
-    """The wish for one target: which mailboxes want it, grouped by topic.
-
-    Mailboxes whose topics are equal share one message object.
-
-    Attributes:
-        channel: The channel of its messages; empty for a pattern, whose pushes tell it.
-        only: The topic and the mailbox, while there is but one; so most routes need no loops.
-    """
-
-    __slots__ = ("channel", "fan_out", "groups", "name", "only")
-
-    def __init__(self, target: Target, name: str) -> None:
-        self.name = name
-        self.channel = name if target.kind is Kind.CHANNEL else ""
-        self.groups: dict[Subscribable[object], dict[Mailbox, None]] = {}
-        self.fan_out = 0
-        self.only: tuple[Subscribable[object], Mailbox] | None = None
-
-    def add(self, topic: Subscribable[object], mailbox: Mailbox) -> None:
-        self.groups.setdefault(topic, {})[mailbox] = None
-        self._count()
-
-    def discard(self, mailbox: Mailbox) -> None:
-        for topic, group in list(self.groups.items()):
-            group.pop(mailbox, None)
-            if not group:
-                del self.groups[topic]
-        self._count()
-
-    def mailboxes(self) -> Iterator[Mailbox]:
-        return itertools.chain.from_iterable(self.groups.values())
-
-    def _count(self) -> None:
-        self.fan_out = sum(map(len, self.groups.values()))
-        self.only = None
-        if self.fan_out == 1:
-            topic, group = next(iter(self.groups.items()))
-            self.only = (topic, next(iter(group)))
 
 
 class _Burst:
@@ -177,7 +89,7 @@ class Router:
         self.is_stalled = False
         self._push = push
         self._mailboxes: dict[Mailbox, None] = {}
-        self._wishes: dict[Kind, dict[bytes, _Route]] = {kind: {} for kind in Kind}
+        self._wishes: dict[Kind, dict[bytes, Route]] = {kind: {} for kind in Kind}
         self._wire: dict[Target, tuple[Wire, _Burst]] = {}
         self._dirty: dict[Target, None] = {}  # wish and wire may differ; in order of change
         self._alone: set[Target] = set()  # of a burst that failed: to be asked one by one
@@ -199,11 +111,11 @@ class Router:
             return
         self._mailboxes[mailbox] = None
         for topic in topics:
-            target = _target(topic)
+            target = Target.of(topic)
             wishes = self._wishes[target.kind]
             route = wishes.get(target.key)
             if route is None:
-                route = wishes[target.key] = _Route(target, topic.name)
+                route = wishes[target.key] = Route(target, topic.name)
                 self._dirty[target] = None
             route.add(topic, mailbox)
             if self._wire_state(target) is not Wire.ON:
@@ -216,7 +128,7 @@ class Router:
         The ticket is done when the server has forgotten those that nobody wants any more.
         """
         for topic in topics:
-            target = _target(topic)
+            target = Target.of(topic)
             self._found(mailbox, target)
             route = self._wishes[target.kind].get(target.key)
             if route is None:
@@ -231,7 +143,7 @@ class Router:
 
     def wants(self, mailbox: Mailbox, topic: Subscribable[object]) -> bool:
         """Whether a mailbox is to have this topic: it was added, and neither removed nor refused."""
-        target = _target(topic)
+        target = Target.of(topic)
         route = self._wishes[target.kind].get(target.key)
         return route is not None and mailbox in route.groups.get(topic, ())
 
@@ -383,7 +295,7 @@ class Router:
 
     def _fan_out(
         self,
-        route: _Route,
+        route: Route,
         channel: str,
         payload: bytes,
         headers: Mapping[str, str],
@@ -452,7 +364,7 @@ class Router:
         route = self._wishes[target.kind].pop(target.key, None)
         tickets = self._tickets.pop(target, [])
         if route is None:
-            route = _Route(target, target.key.decode())
+            route = Route(target, target.key.decode())
         for ticket in tickets:
             ticket.refused[route.name] = reason
         for mailbox in route.mailboxes():
@@ -494,7 +406,3 @@ class Router:
     def _send_fence(self, burst: _Burst) -> Command:
         self._bursts.append(burst)
         return (b"PING", burst.token)
-
-
-def _target(topic: Subscribable[object]) -> Target:
-    return Target(Kind.PATTERN if isinstance(topic, Pattern) else Kind.CHANNEL, topic.key)

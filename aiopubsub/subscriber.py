@@ -1,10 +1,8 @@
 """`Subscriber`: the role that iterates.
 
 Lives here: what a consumer waits for and gets; decoding, which runs in the consumer. Must not live
-here: bounds and overflow (the mailbox), what the server knows (the router), connections (the link).
-
-Wake, then pop: a waiting consumer is woken by a future that carries nothing, and takes its item in
-the same step in which `__anext__` returns it. So cancelling a consumer never loses a message.
+here: waiting (the intake), bounds and overflow (the mailbox), what the server knows (the router),
+connections (the link).
 """
 
 from __future__ import annotations
@@ -12,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from types import TracebackType
@@ -20,13 +17,16 @@ from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, U
 
 import anyio
 
-from .client import Client, Source, as_client, begin, check_seconds, deployment_of
+from .checks import check_choice, check_count, check_seconds
+from .client import Client, Source, as_client, begin, deployment_of
 from .deployment import Deployment
 from .errors import Closed, ConnectFailed, GapError, SlowConsumer, SubscribeRefused
+from .intake import Intake
 from .link import Link
 from .mailbox import Item, Mailbox, Overflow
 from .message import Gap, Message, Undecodable
-from .router import Router, Ticket
+from .router import Router
+from .routes import Ticket
 from .topic import Pattern, Subscribable, as_subscribable
 
 __all__ = ["Events", "Subscriber", "SubscriberOptions", "SubscriberStats"]
@@ -38,8 +38,6 @@ T = TypeVar("T")
 OverflowName: TypeAlias = Literal["drop_oldest", "drop_newest", "fail", "block"]
 OnGap: TypeAlias = Literal["log", "raise"]
 
-_TURN_S = 0.005  # a consumer that finds one message after the other lets other tasks run after this
-_HANDFUL = 64  # messages taken out of the mailbox at a time: saves 0.2 µs a message; more saves no more
 _FORGET_TIMEOUT_S = 1.0  # how long `aclose` waits for the server to confirm that it has forgotten us
 
 
@@ -93,7 +91,8 @@ class Subscriber(Generic[T]):
     Args:
         source_or_client: A `Client` to share, or what `Client` takes as `source`.
         *topics: `Topic`, `Pattern`, or `str` for a topic of bytes. None is allowed: `subscribe` later.
-        buffer: Messages, at least 1, that may wait for the consumer.
+        buffer: Messages, at least 1, that may wait for the consumer; not counted are up to 64 (or
+            `buffer`, if that is less) that the iterator has in hand.
         buffer_bytes: Bytes, at least 1, that they may take: payloads and 128 bytes each. A larger
             message is still taken when no other waits.
         overflow: What happens to a message that does not fit. `"drop_oldest"`: the oldest that waits
@@ -138,11 +137,11 @@ class Subscriber(Generic[T]):
         on_gap: OnGap = "log",
     ) -> None:
         self._initial = [as_subscribable(topic) for topic in topics]
-        self._overflow = _choice("overflow", overflow, tuple(o.value for o in Overflow))
-        self._raises_gaps = _choice("on_gap", on_gap, ("log", "raise")) == "raise"
+        self._overflow = check_choice("overflow", overflow, tuple(o.value for o in Overflow))
+        self._raises_gaps = check_choice("on_gap", on_gap, ("log", "raise")) == "raise"
         self._mailbox = Mailbox(
-            buffer=_at_least_1("buffer", buffer),
-            buffer_bytes=_at_least_1("buffer_bytes", buffer_bytes),
+            buffer=check_count("buffer", buffer),
+            buffer_bytes=check_count("buffer_bytes", buffer_bytes),
             overflow=Overflow(overflow),
             clock=time.time,
         )
@@ -153,11 +152,8 @@ class Subscriber(Generic[T]):
         self._link: Link[Router] | None = None
         self._is_closed = False
         self._undecodable = 0
-        self._hand: list[Message[object]] = []  # out of the mailbox, next one last
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._intake = Intake(self._mailbox)
         self._changing = asyncio.Lock()  # one subscribe or unsubscribe at a time
-        self._turn_began = 0.0
-        self._ended = asyncio.Event()  # a consumer has seen the end
 
     # -- lifetime ----------------------------------------------------------------------------------
 
@@ -234,7 +230,8 @@ class Subscriber(Generic[T]):
             Closed: The subscriber is closed, or not open yet.
         """
         link = self._open_link()
-        check_seconds("timeout", timeout, or_none=True)
+        if timeout is not None:
+            check_seconds("timeout", timeout)
         with anyio.move_on_after(timeout):
             ticket, reached = self._ticket()
             link.dialogue.fence(ticket)
@@ -244,9 +241,9 @@ class Subscriber(Generic[T]):
             link.kick()
             self._topics.clear()
             self._mailbox.end()
-            await self._ended.wait()
+            await self._intake.ended.wait()
         self._mailbox.end()
-        return self._mailbox.buffered + len(self._hand)
+        return self._mailbox.buffered + len(self._intake.hand)
 
     # -- topics ------------------------------------------------------------------------------------
 
@@ -328,7 +325,7 @@ class Subscriber(Generic[T]):
             SlowConsumer: The buffer was full, and `overflow` is `"fail"`.
             ConnectFailed: The server refuses this client for good.
         """
-        hand = self._hand
+        hand = self._intake.hand
         while True:
             if hand:
                 message = hand.pop()
@@ -351,17 +348,10 @@ class Subscriber(Generic[T]):
         return Events(self)
 
     async def _next_event(self) -> Message[T] | Gap | Undecodable:
-        """The next event, whoever asks; it refills the hand when that is empty."""
-        while True:
-            if not self._hand:
-                if self._is_turn_over():
-                    await asyncio.sleep(0)
-                self._hand.extend(self._mailbox.take(min(_HANDFUL, self._mailbox.buffer)))
-            item = self._hand.pop() if self._hand else self._mailbox.pop()
-            if item is not None:
-                return self._event(item)
-            if not await self._more():
-                raise StopAsyncIteration
+        item = await self._intake.next_item()
+        if item is None:
+            raise StopAsyncIteration
+        return self._event(item)
 
     # -- a look at it ------------------------------------------------------------------------------
 
@@ -376,11 +366,11 @@ class Subscriber(Generic[T]):
         mailbox = self._mailbox
         return SubscriberStats(
             received=mailbox.received,
-            delivered=mailbox.delivered - len(self._hand),
+            delivered=mailbox.delivered - len(self._intake.hand),
             dropped=mailbox.dropped,
             undecodable=self._undecodable,
             gaps=mailbox.gaps,
-            buffered=mailbox.buffered + len(self._hand),
+            buffered=mailbox.buffered + len(self._intake.hand),
             buffered_bytes=mailbox.buffered_bytes,
             reconnects=0 if self._link is None else self._link.reconnects,
         )
@@ -443,50 +433,9 @@ class Subscriber(Generic[T]):
             link.dialogue.forget(self._mailbox)
         self._mailbox.end()
         self._mailbox.clear()
-        self._hand.clear()
-        self._wake(len(self._waiters))
+        self._intake.hand.clear()
+        self._intake.wake_all()
         return link
-
-    async def _more(self) -> bool:
-        """Wait until there may be something to pop; False: nothing will come any more."""
-        if self._mailbox.is_ended:
-            self._ended.set()
-            self._wake(len(self._waiters))
-            return False
-        waiter = asyncio.get_running_loop().create_future()
-        self._waiters.append(waiter)
-        self._mailbox.wake = self._wake
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
-                self._wake(1)  # it was this one's turn: let another have it
-            raise
-        finally:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            if not self._waiters:
-                self._mailbox.wake = None
-        self._turn_began = asyncio.get_running_loop().time()
-        return True
-
-    def _wake(self, count: int) -> None:
-        """As many of the consumers that wait as there is something for."""
-        waiters = self._waiters
-        while waiters and count > 0:
-            waiter = waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                count -= 1
-        if not waiters:
-            self._mailbox.wake = None
-
-    def _is_turn_over(self) -> bool:
-        now = asyncio.get_running_loop().time()
-        if now - self._turn_began < _TURN_S:
-            return False
-        self._turn_began = now
-        return True
 
     def _event(self, item: Item) -> Message[T] | Gap | Undecodable:
         """What a consumer is to see of an item. Raises it if it is an error."""
@@ -541,20 +490,6 @@ class Events(Generic[T]):
 
 def _name(topic: Subscribable[Any]) -> tuple[bool, str]:
     return isinstance(topic, Pattern), topic.name
-
-
-def _choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
-        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, not {value!r}")
-    return value
-
-
-def _at_least_1(name: str, value: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be an int, not {type(value).__name__}")
-    if value < 1:
-        raise ValueError(f"`{name}` must be at least 1, not {value}")
-    return value
 
 
 def _do_nothing() -> None:

@@ -19,13 +19,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file may import those above it in this table, within a layer too (docs/design.md, "The house").
 LAYERS = [
-    ["errors", "topic", "message", "frame", "mailbox"],
-    ["dialogue", "router", "outbox"],
+    ["checks", "errors", "topic", "message", "frame", "mailbox"],
+    ["dialogue", "routes", "router", "outbox"],
     ["wire", "memory"],
     ["session"],
     ["link", "deployment"],
     ["client"],
-    ["publisher", "subscriber"],
+    ["intake", "publisher", "subscriber"],
     ["testing", "cli", "__init__", "__main__"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}

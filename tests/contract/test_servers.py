@@ -199,9 +199,9 @@ def guarded(request: pytest.FixtureRequest) -> Iterator[Server]:
 @pytest.mark.parametrize(
     ("credentials", "database", "words"),
     [
-        ("", "", "NOAUTH"),
-        (":wr0ng@", "", "WRONGPASS"),
-        ("nobody:wr0ng@", "", "WRONGPASS"),
+        ("", "", "HELLO must be called with the client already authenticated"),
+        (":wr0ng@", "", "invalid username-password pair or user is disabled"),
+        ("nobody:wr0ng@", "", "invalid username-password pair or user is disabled"),
         (":hunter2@", "/7", "DB index is out of range"),
     ],
 )

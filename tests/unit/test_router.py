@@ -19,7 +19,8 @@ from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.frame import frame
 from aiopubsub.mailbox import Mailbox, Overflow
 from aiopubsub.message import Gap, GapReason, Message
-from aiopubsub.router import BATCH, SLICE, Router, Ticket
+from aiopubsub.router import BATCH, SLICE, Router
+from aiopubsub.routes import Ticket
 from aiopubsub.topic import Pattern, Subscribable, Topic
 
 
