@@ -76,6 +76,8 @@ class SingleServer:
     async def aclose(self) -> None:
         links: list[Link[Outbox] | Link[Router]] = [self._commanding, self._listening, *self._own]
         self._own.clear()
+        for link in links:  # before the first await, where this can be cancelled
+            link.close()
         await asyncio.gather(*(link.aclose() for link in links))
 
     def _link(self, dialogue: D, role: str) -> Link[D]:

@@ -143,6 +143,7 @@ class Link(Generic[D]):
         self._sessions = 0
         self._heard_at: float | None = None
         self._task: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[None] | None = None  # the same, after it was cancelled
         self._changed: list[asyncio.Future[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
@@ -196,13 +197,19 @@ class Link(Generic[D]):
         if self._session is not None:
             self._session.resume()
 
-    async def aclose(self) -> None:
-        """Close the connection and end the dialogue. Never hangs; cancelling it leaves nothing over."""
+    def close(self) -> None:
+        """Close the connection and end the dialogue, now; its task ends within the next turns."""
         self._close(self.error if self.state is State.CLOSED else None)
         task, self._task = self._task, None
         if task is not None and task is not asyncio.current_task():
             task.cancel()
-            await asyncio.wait([task], timeout=_CLOSE_TIMEOUT_S)
+            self._ending = task
+
+    async def aclose(self) -> None:
+        """Close it and wait until it has. Never hangs; cancelling it leaves nothing over."""
+        self.close()
+        if self._ending is not None:
+            await asyncio.wait([self._ending], timeout=_CLOSE_TIMEOUT_S)
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -236,6 +243,9 @@ class Link(Generic[D]):
             if error.permanent:
                 self._close(error)
             self.error = error
+            return 0.0
+        if self.state is State.CLOSED:  # closed meanwhile; redis-py may have swallowed the cancellation
+            wire.abort()
             return 0.0
         self.error = None
         began_at = self._loop.time()

@@ -233,10 +233,7 @@ class Subscriber(Generic[T]):
         if timeout is not None:
             check_seconds("timeout", timeout)
         with anyio.move_on_after(timeout):
-            ticket, reached = self._ticket()
-            link.dialogue.fence(ticket)
-            link.kick()
-            await reached
+            await self._fence(link)
             link.dialogue.remove(self._mailbox, self._topics.values(), Ticket(_do_nothing))
             link.kick()
             self._topics.clear()
@@ -287,21 +284,29 @@ class Subscriber(Generic[T]):
                 raise SubscribeRefused(ticket.refused)
 
     async def unsubscribe(self, *topics: str | Subscribable[Any]) -> None:
-        """Receive some topics no more. What is buffered is still handed over.
+        """Receive some topics no more. What was published before the call is still handed over.
 
         A `str` names a topic whatever its codec; a pattern is named by a `Pattern`. Those that are not
         subscribed are passed over. Returns when the server has confirmed, if there is a connection.
         Cancelling it leaves them unsubscribed.
 
+        With `overflow="block"` and a full buffer the server is not read, so nothing is confirmed until
+        a consumer takes messages: call it from another task than theirs.
+
         Raises:
+            ConnectFailed: No confirmation within the client's `connect_timeout`; they are unsubscribed
+                all the same.
             Closed: The subscriber is closed, or not open yet.
         """
         link = self._open_link()
         names = [_name(as_subscribable(topic)) for topic in topics]
         async with self._changing:
             ticket, forgotten = self._ticket()
-            self._drop(link, [self._topics[name] for name in names if name in self._topics], ticket)
-            await forgotten
+            try:
+                await self._confirmation(link, self._fence(link))
+            finally:
+                self._drop(link, [self._topics[name] for name in names if name in self._topics], ticket)
+            await self._confirmation(link, forgotten)
 
     # -- iteration ---------------------------------------------------------------------------------
 
@@ -399,6 +404,13 @@ class Subscriber(Generic[T]):
                 done.set_result(None)
 
         return Ticket(settle), done
+
+    def _fence(self, link: Link[Router]) -> asyncio.Future[None]:
+        """Done when what the server has sent so far is here; at once if there is no connection."""
+        ticket, reached = self._ticket()
+        link.dialogue.fence(ticket)
+        link.kick()
+        return reached
 
     async def _confirmation(self, link: Link[Router], settled: asyncio.Future[None]) -> None:
         try:

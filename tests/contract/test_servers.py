@@ -69,6 +69,7 @@ async def test_a_hundred_subscribers_and_a_thousand_publishes_take_two_connectio
         assert admin.pubsub_numsub("many") == [("many", 0)]
 
 
+@pytest.mark.parametrize("anyio_backend", [("asyncio", {"use_uvloop": False})], ids=["asyncio"])
 @pytest.mark.parametrize("delay_s", [0, 0.003], ids=["no delay", "3 ms"])
 async def test_publish_right_after_subscribe_misses_nothing(real_place: Place, delay_s: float) -> None:
     """`async with` returns when the server has confirmed: 0 of 10 000 publishes are missed."""
