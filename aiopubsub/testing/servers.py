@@ -137,7 +137,11 @@ class Server:
             *self._options,
         ]
         self._process = process = subprocess.Popen(  # noqa: S603  # a command line of our own
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,  # Ctrl-C at a terminal is for whoever uses the server
         )
         atexit.register(self.stop)
         settled = threading.Event()

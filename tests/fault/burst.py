@@ -1,0 +1,48 @@
+"""A subscriber in a process of its own, whose memory is measured: run by `test_overflow.py`.
+
+It subscribes, says `ready`, and takes nothing until all was published: the consumer waits for a line of
+input, or the event loop is blocked by reading it. Then it takes everything, and prints its books.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+
+import aiopubsub as ps
+from aiopubsub.subscriber import OverflowName
+
+
+def peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int) -> None:
+    books = {"delivered": 0, "overflow": 0, "reconnected": 0, "slow": 0}
+    async with (
+        ps.Client(url, heartbeat=60) as client,
+        ps.Subscriber(client, "burst", buffer=10**9, buffer_bytes=buffer_bytes, overflow=overflow) as sub,
+    ):
+        before = peak_bytes()
+        print("ready", flush=True)
+        if sleeper == "consumer":
+            await asyncio.to_thread(sys.stdin.readline)
+        else:
+            sys.stdin.readline()  # blocks the event loop, which is the fault
+        events = sub.events()
+        try:
+            async for event in events:
+                if isinstance(event, ps.Gap):
+                    books[event.reason.value] += event.missed or 1
+                elif isinstance(event, ps.Message):
+                    if event.data == b"end":
+                        break
+                    books["delivered"] += 1
+        except ps.SlowConsumer as error:
+            books["slow"] = error.missed
+        print(json.dumps(books | {"grown": peak_bytes() - before}), flush=True)
+
+
+asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))  # type: ignore[arg-type]

@@ -1,0 +1,186 @@
+"""Connections that are lost and servers that crash or stop: noticed, reported, survived."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+
+import pytest
+
+import aiopubsub as ps
+from aiopubsub.testing import Proxy, Server
+from tests.fault.books import feeding, jumps, lost, watching
+from tests.fault.conftest import LONG, admin
+
+pytestmark = pytest.mark.anyio
+
+HEARTBEAT_S = 0.25
+TIMELY_S = 0.1  # what two shared cores may add to a bound
+
+
+async def test_client_kill_at_speed_is_one_gap_where_the_hole_is(both_kinds: Server) -> None:
+    """Within 200 ms the subscribers are back, each with one gap, exactly where numbers are missing."""
+    async with (
+        Proxy(both_kinds.port, delay_s=0.005) as proxy,
+        ps.Client(proxy.url) as client,
+        ps.Subscriber(client, "c") as exact,
+        ps.Subscriber(client, ps.Pattern("c*")) as glob,
+        ps.Subscriber(client, "c", "other") as two,
+        ps.Publisher(both_kinds.url) as pub,
+        watching(exact) as first,
+        watching(glob) as second,
+        watching(two) as third,
+        feeding(pub, "c", per_s=2_000) as feed,
+    ):
+        watchers = [first, second, third]
+        await first.until(lambda: first.last > 400)
+        with admin(both_kinds) as server:
+            assert server.client_kill_filter(_type="pubsub") == 1
+        killed_at = time.time()
+        for watcher in watchers:
+            await watcher.until(lambda watcher=watcher: len(watcher.gaps) > 0)
+            gap_at = len(watcher.events)
+            await watcher.until(lambda watcher=watcher, at=gap_at: len(watcher.events) > at + 400)
+    for watcher, channels in zip(watchers, ({"c"}, {"c*"}, {"c", "other"}), strict=True):
+        (gap,) = watcher.gaps
+        assert (gap.reason, gap.missed) == (ps.GapReason.RECONNECTED, None)
+        assert set(gap.channels) == channels
+        assert gap.ended.timestamp() - killed_at < 0.2
+        assert jumps(watcher) == [watcher.events.index(gap)]
+    assert len(feed.confirmed) == feed.begun
+
+
+async def test_a_server_that_crashes_and_comes_back(own_valkey: Server) -> None:
+    """Subscribed again within 1.2 s of its return; the gap is reported, the iterator goes on."""
+    outage_s = 15.0 if LONG else 3.0
+    async with (
+        ps.Client(own_valkey.url) as client,
+        ps.Subscriber(client, "c", ps.Pattern("p*")) as sub,
+        ps.Publisher(own_valkey.url, timeout=0.5) as pub,
+        watching(sub) as watcher,
+        feeding(pub, "c", per_s=200) as feed,
+    ):
+        await watcher.until(lambda: watcher.last > 20)
+        await asyncio.to_thread(own_valkey.kill)
+        await asyncio.sleep(outage_s)  # the fault itself
+        await asyncio.to_thread(own_valkey.start)
+        returned_at = time.time()
+        await watcher.until(lambda: bool(watcher.gaps))
+        after = feed.begun
+        await watcher.until(lambda: watcher.last > after + 20)
+        with admin(own_valkey) as server:
+            assert server.pubsub_numsub("c") == [("c", 1)]
+            assert server.pubsub_numpat() == 1
+    (gap,) = watcher.gaps
+    assert gap.reason is ps.GapReason.RECONNECTED
+    assert gap.ended.timestamp() - returned_at < 1.2
+    assert (gap.ended - gap.started).total_seconds() > outage_s - TIMELY_S
+    assert jumps(watcher) == [watcher.events.index(gap)]
+    assert set(watcher.numbers) <= feed.confirmed | feed.unconfirmed
+    assert len(feed.not_sent) > (outage_s - 1) * 150
+
+
+@pytest.mark.parametrize("role", ["listens", "commands"])
+@pytest.mark.parametrize("passes", ["a new connection passes", "the hole is lifted"])
+async def test_a_black_hole_is_noticed_within_two_heartbeats(
+    valkey: Server, role: str, passes: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing is closed and nothing passes: both connections are given up, and opened again."""
+    heartbeat_s = 5.0 if LONG else HEARTBEAT_S
+    loop = asyncio.get_running_loop()
+    async with (
+        Proxy(valkey.port) as proxy,
+        ps.Client(proxy.url, heartbeat=heartbeat_s) as client,
+        ps.Subscriber(client, "c") as sub,
+        ps.Publisher(valkey.url) as direct,
+        watching(sub) as watcher,
+    ):
+        pub = ps.Publisher(client)
+        assert (await pub.publish("c", b"1")).receivers == 1
+        await watcher.until(lambda: watcher.last == 1)
+        stalled_at = loop.time()
+        proxy.stall(new=passes == "the hole is lifted")
+        await direct.publish("c", b"2")
+        async with asyncio.timeout(2 * heartbeat_s + TIMELY_S):
+            await lost(client, role)
+        assert loop.time() - stalled_at > heartbeat_s - TIMELY_S
+        assert f"{role}: lost" in caplog.text
+        assert "nothing heard for" in caplog.text
+        if passes == "the hole is lifted":
+            proxy.resume()
+        await watcher.until(lambda: bool(watcher.gaps))
+        assert (await pub.publish("c", b"3")).receivers >= 1
+        await watcher.until(lambda: watcher.last == 3)
+    assert watcher.numbers == [1, 3]
+    assert [gap.reason for gap in watcher.gaps] == [ps.GapReason.RECONNECTED]
+
+
+async def test_a_quiet_connection_that_lives_is_kept(valkey: Server) -> None:
+    """Silence alone kills nothing: the server answers when it is asked."""
+    async with (
+        Proxy(valkey.port) as proxy,
+        ps.Client(proxy.url, heartbeat=0.03) as client,
+        ps.Subscriber(client, "c") as sub,
+        watching(sub) as watcher,
+    ):
+        await asyncio.sleep(0.6)  # twenty heartbeats of silence are what is tested
+        assert {link.reconnects for link in client.stats.links.values()} == {0}
+        assert proxy.accepted == 2
+        assert not watcher.events
+
+
+async def test_a_server_that_stops_and_goes_on(own_valkey: Server) -> None:
+    """A stopped server is noticed; when it goes on all is well and nothing is doubled."""
+    outage_s, heartbeat_s = (30.0, 5.0) if LONG else (1.5, HEARTBEAT_S)
+    async with (
+        ps.Client(own_valkey.url, heartbeat=heartbeat_s) as client,
+        ps.Subscriber(client, "c") as sub,
+        ps.Publisher(client, timeout=outage_s / 2) as pub,
+        watching(sub) as watcher,
+        feeding(pub, "c", per_s=200) as feed,
+    ):
+        await watcher.until(lambda: watcher.last > 20)
+        os.kill(own_valkey.pid, signal.SIGSTOP)
+        stopped_at = time.time()
+        try:
+            async with asyncio.timeout(2 * heartbeat_s + TIMELY_S):
+                await lost(client, "listens")
+                await lost(client, "commands")
+            await asyncio.sleep(stopped_at + outage_s - time.time())  # the fault itself
+        finally:
+            os.kill(own_valkey.pid, signal.SIGCONT)
+        await watcher.until(lambda: bool(watcher.gaps))
+        after = feed.begun
+        await watcher.until(lambda: watcher.last > after + 20)
+        with admin(own_valkey) as server:
+            assert server.pubsub_numsub("c") == [("c", 1)]
+    jumps(watcher)  # nothing doubled, nothing out of order, nothing lost in silence
+    assert set(watcher.numbers) <= feed.confirmed | feed.unconfirmed
+    assert feed.unconfirmed
+    assert feed.not_sent
+
+
+async def test_refused_and_accepted_again(valkey: Server) -> None:
+    """While connections are refused the iterator waits; when they are accepted it goes on."""
+    async with (
+        Proxy(valkey.port) as proxy,
+        ps.Client(proxy.url) as client,
+        ps.Subscriber(client, "c") as sub,
+        ps.Publisher(valkey.url) as pub,
+        watching(sub) as watcher,
+    ):
+        await pub.publish("c", b"1")
+        await watcher.until(lambda: watcher.last == 1)
+        proxy.refuse()
+        proxy.cut()
+        async with asyncio.timeout(5):
+            while "cannot connect" not in str(client.stats.links["listens"].error) or proxy.connections:  # noqa: ASYNC110
+                await asyncio.sleep(0.002)  # no event tells
+        await pub.publish("c", b"2")
+        await proxy.accept()
+        await watcher.until(lambda: bool(watcher.gaps))
+        await pub.publish("c", b"3")
+        await watcher.until(lambda: watcher.last == 3)
+    assert jumps(watcher) == [1]

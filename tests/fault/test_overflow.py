@@ -1,0 +1,92 @@
+"""A burst that nobody takes: memory stays within the bound, and the books balance."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from asyncio.subprocess import PIPE
+from typing import Any
+
+import pytest
+
+import aiopubsub as ps
+from aiopubsub.testing import Server
+from tests.fault.conftest import LONG, admin
+
+pytestmark = pytest.mark.anyio
+
+MB = 1_000_000
+BURST_MB = 200 if LONG else 30
+BUFFER_BYTES = 64 * MB if LONG else 8 * MB
+ASLEEP_S = 20.0 if LONG else 0.5
+MESSAGE_BYTES = 1024
+COUNT = BURST_MB * MB // MESSAGE_BYTES
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    """The subscriber runs in a process and a loop of its own."""
+    return "asyncio"
+
+
+async def burst(server: Server, overflow: str, sleeper: str) -> dict[str, Any]:
+    """Publish while the subscriber is asleep; its books, and by how many bytes it has grown."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "tests.fault.burst", server.url, overflow, sleeper, str(BUFFER_BYTES)),
+        stdin=PIPE,
+        stdout=PIPE,
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        assert await process.stdout.readline() == b"ready\n"
+        payload = b"x" * MESSAGE_BYTES
+        async with ps.Publisher(server.url, timeout=60, max_in_flight=1000) as pub:
+            await pub.publish_many("burst", (payload for _ in range(COUNT)))
+            await asyncio.sleep(ASLEEP_S)  # the fault itself
+            process.stdin.write(b"\n")
+            async with asyncio.timeout(60):
+                answer = asyncio.create_task(process.stdout.readline())
+                while not answer.done():  # one that was hung up on must be back to hear the end
+                    await pub.publish("burst", b"end")
+                    await asyncio.wait([answer], timeout=0.05)
+                books: dict[str, Any] = json.loads(answer.result())
+                await process.wait()
+                return books
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+
+
+@pytest.mark.parametrize("sleeper", ["consumer", "loop"])
+@pytest.mark.parametrize("overflow", ["drop_oldest", "drop_newest", "fail", "block"])
+async def test_books_and_memory_of_a_burst(own_valkey: Server, overflow: str, sleeper: str) -> None:
+    """Where the server does not hang up, delivered plus reported is what was published, in bounds."""
+    with admin(own_valkey) as server:
+        server.config_set("client-output-buffer-limit", "pubsub 0 0 0")
+    books = await burst(own_valkey, overflow, sleeper)
+    assert books["grown"] <= BUFFER_BYTES + 10 * MB
+    assert books["reconnected"] == 0
+    reported = books["overflow"] + books["slow"]
+    if overflow == "fail":  # it ends at the first that does not fit, and counts what came until then
+        assert books["slow"] > 0 or sleeper == "loop"
+        assert 0 <= books["delivered"] + reported - COUNT <= 5 or sleeper == "loop"
+        assert books["slow"] > 0 or books["delivered"] == COUNT
+    else:
+        # an "end" that came before it woke may itself be among what was dropped
+        assert 0 <= books["delivered"] + reported - COUNT <= 5
+        assert (reported > 0) == (overflow != "block") or sleeper == "loop"
+    if overflow == "block":
+        assert books["delivered"] == COUNT
+
+
+async def test_a_server_that_hangs_up_on_a_burst_is_a_gap(own_valkey: Server) -> None:
+    """With Redis' default limit of 32 MB a blocked event loop is hung up on: reported, and it goes on."""
+    with admin(own_valkey) as server:
+        server.config_set("client-output-buffer-limit", "pubsub 8mb 0 0")
+    books = await burst(own_valkey, "drop_oldest", "loop")
+    assert books["grown"] <= BUFFER_BYTES + 10 * MB
+    assert books["reconnected"] == 1
+    assert books["delivered"] + books["overflow"] < COUNT
