@@ -5,6 +5,7 @@ An interpreter that is not on this machine is skipped; with `CI=true` it fails.
 
 from __future__ import annotations
 
+import argparse
 import os
 import tomllib
 from pathlib import Path
@@ -25,15 +26,11 @@ PYTHONS = [
 GROUPS: dict[str, list[str]] = PROJECT["dependency-groups"]
 
 
-def _test(session: nox.Session) -> None:
-    session.run("pytest", *session.posargs, env={"PYTHONWARNINGS": "default"})
-
-
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """The whole test suite, on every Python that is claimed."""
     session.install("-e", ".[cli,server]", *GROUPS["test"])
-    _test(session)
+    session.run("pytest", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
@@ -42,6 +39,21 @@ def lowest(session: nox.Session) -> None:
     lowest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     session.install("-e", ".[cli,server]", *lowest, *GROUPS["test"])
     session.run("pytest", "tests/unit", "tests/contract", *session.posargs)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """A random schedule of faults: `nox -s chaos -- --faults 10000 --seed 7`."""
+    parser = argparse.ArgumentParser(prog="nox -s chaos --")
+    parser.add_argument("--faults", type=int, default=300, help="how many (default: 300)")
+    parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: 1)")
+    options = parser.parse_args(session.posargs)
+    session.install("-e", ".[cli,server]", *GROUPS["test"])
+    schedule = {
+        "AIOPUBSUB_CHAOS_FAULTS": str(options.faults),
+        "AIOPUBSUB_CHAOS_SEED": str(options.seed),
+    }
+    session.run("pytest", "tests/chaos", env=schedule)
 
 
 @nox.session

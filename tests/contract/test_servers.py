@@ -33,7 +33,7 @@ async def take(sub: ps.Subscriber, count: int) -> list[ps.Message]:
 async def lost(client: ps.Client) -> None:
     """Let the event loop turn until the client has noticed."""
     async with asyncio.timeout(10):
-        while client.stats.links["commands"].state == "live":  # noqa: ASYNC110  # no event tells
+        while client.stats.links["commands"].state == "live":  # no event tells
             await asyncio.sleep(0)
 
 

@@ -58,7 +58,7 @@ async def feeding(pub: ps.Publisher, channel: str, *, per_s: float) -> AsyncIter
 
 async def lost(client: ps.Client, role: str) -> None:
     """Until a connection was given up for the first time; no event tells, so it looks again and again."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (link := client.stats.links[role]).state == "live" and not link.reconnects:
             await asyncio.sleep(0.002)
 

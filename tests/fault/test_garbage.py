@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import aiopubsub as ps
@@ -64,6 +64,8 @@ async def meets(garbage: bytes, *, stays_open: bool) -> None:
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+@example(garbage=b"%1\r\n*0\r\n", stays_open=True)  # a map whose key is a list
+@example(garbage=b"$99999\r\n", stays_open=True)  # a length that swallows the answers to PING
 @given(garbage=GARBAGE, stays_open=st.booleans())
 async def test_garbage_never_silences_a_listener(garbage: bytes, stays_open: bool) -> None:
     """Whatever the server says, the subscriber hears what is published afterwards."""

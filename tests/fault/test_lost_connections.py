@@ -176,7 +176,7 @@ async def test_refused_and_accepted_again(valkey: Server) -> None:
         proxy.refuse()
         proxy.cut()
         async with asyncio.timeout(5):
-            while "cannot connect" not in str(client.stats.links["listens"].error) or proxy.connections:  # noqa: ASYNC110
+            while "cannot connect" not in str(client.stats.links["listens"].error) or proxy.connections:
                 await asyncio.sleep(0.002)  # no event tells
         await pub.publish("c", b"2")
         await proxy.accept()

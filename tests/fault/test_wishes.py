@@ -72,7 +72,7 @@ async def test_random_interleavings(valkey: Server) -> None:
                 patterns = {topic.name for topic in wanted if isinstance(topic, ps.Pattern)}
                 async with asyncio.timeout(5):
                     # a connection that was cut lives on in the server for a moment: no event tells
-                    while (  # noqa: ASYNC110
+                    while (
                         set(server.pubsub_channels()) != exact
                         or server.pubsub_numpat() != len(patterns)
                         or {n for _, n in server.pubsub_numsub(*exact)} != {1}
