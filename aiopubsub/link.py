@@ -95,8 +95,8 @@ class Verdict(Enum):
 def judge(now: float, heard_at: float, asked_at: float | None, heartbeat: float) -> tuple[Verdict, float]:
     """Whether a connection lives, and when to look again.
 
-    Nothing heard for one heartbeat: ask. Nothing heard for one heartbeat since: dead. Any byte counts
-    as heard, so a large backlog in front of the answer does not kill a connection that moves.
+    Nothing heard for one heartbeat: ask. Nothing heard for one heartbeat since: dead. Whatever comes
+    counts, so a large backlog in front of the answer does not kill a connection that moves.
 
     Args:
         now: The time, in seconds of any clock.

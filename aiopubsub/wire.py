@@ -184,7 +184,8 @@ class RedisOpener:
         try:
             await connection.connect()
             return RedisWire(connection)
-        except (redis_errors.RedisError, OSError) as error:
+        except (redis_errors.RedisError, OSError, RuntimeError) as error:
+            connection._close()  # RuntimeError: uvloop's, when it is to write to what was just closed
             raise ConnectFailed(self.target, _reason(error), _is_permanent(error)) from error
         except BaseException:  # cancelled somewhere between the socket and the handshake's end
             connection._close()
@@ -215,19 +216,25 @@ class RedisWire(asyncio.BufferedProtocol):
         self._transport.set_protocol(self)
         if self._transport.is_closing():
             asyncio.get_running_loop().call_soon(self.connection_lost, None)
-        elif self._early:
+            return
+        if self._early:
             self._reader.feed(self._early)
             self._drain_reader()
-        self._transport.resume_reading()
+        self.resume()
+
+    # uvloop raises where a closed transport of asyncio does nothing
 
     def write(self, commands: Iterable[Command]) -> None:
-        self._transport.write(b"".join(map(_hiredis.pack_command, commands)))
+        if not self._transport.is_closing():
+            self._transport.write(b"".join(map(_hiredis.pack_command, commands)))
 
     def pause(self) -> None:
-        self._transport.pause_reading()
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
 
     def resume(self) -> None:
-        self._transport.resume_reading()
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
 
     def abort(self) -> None:
         self._user = None
@@ -308,6 +315,6 @@ def _reason(error: BaseException) -> str:
     code = getattr(error, "status_code", None)  # redis-py takes the code off the server's words
     if isinstance(code, str) and not text.startswith(code):
         text = f"{code} {text}"
-    if "HELLO" in text or text.startswith("NOPROTO"):
+    if ("HELLO" in text and "unknown command" in text) or text.startswith("NOPROTO"):
         text += " (RESP3 is needed: Redis 6 or newer, or any Valkey)"
     return text

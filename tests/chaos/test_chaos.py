@@ -83,18 +83,20 @@ class Reader:
         self.events: list[Event] = []
         self.may_go_on = asyncio.Event()
         self.may_go_on.set()
+        self.has_heard_the_end = asyncio.Event()
 
     async def run(self, ends: int) -> None:
+        """Until it is drained."""
         seen: set[tuple[str, bytes]] = set()
         async for event in self.sub.events():
             await self.may_go_on.wait()
             if isinstance(event, ps.Message) and event.data.endswith(b":%d" % END):
                 seen.add((event.channel, event.data))
                 if len(seen) == ends:
-                    return
+                    self.has_heard_the_end.set()
             else:
                 self.events.append(event)
-        raise AssertionError(f"{self.name}: the iterator has ended")
+        assert self.has_heard_the_end.is_set(), f"{self.name}: the iterator has ended"
 
     def check(self, source: Source) -> None:
         """No number twice, confirmed ones in order, and a gap in every jump."""
@@ -284,7 +286,12 @@ async def chaos(server: Server) -> None:
         is_over.set()
         await asyncio.gather(*publishing)
         ending = asyncio.create_task(say_the_end(sources))
-        await asyncio.gather(*reading)
+        for reader, task in zip(readers, reading, strict=True):
+            heard = asyncio.create_task(reader.has_heard_the_end.wait())
+            await asyncio.wait([heard, task], return_when=asyncio.FIRST_COMPLETED)
+            heard.cancel()
+            if task.done():
+                task.result()  # why its iterator has ended
         ending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await ending
@@ -297,6 +304,8 @@ async def chaos(server: Server) -> None:
             while admin.pubsub_numpat() != 1 or {n for _, n in admin.pubsub_numsub(*CHANNELS)} != {2}:
                 await asyncio.sleep(0.01)
             assert sorted(admin.pubsub_channels()) == sorted(CHANNELS)
+        assert [await reader.sub.drain(10) for reader in readers] == [0] * len(readers)
+        await asyncio.gather(*reading)
     for source in sources:
         assert source.begun == len(source.confirmed | source.unconfirmed | source.not_sent)
         assert len(source.confirmed) > source.begun / 10

@@ -216,6 +216,7 @@ async def test_a_server_that_refuses_is_quoted_at_once(
             async with asyncio.timeout(5):
                 await open_it.__aenter__()
         assert caught.value.permanent
+        assert "RESP3" not in str(caught.value)
         for secret in ("hunter2", "wr0ng"):
             assert secret not in str(caught.value) + repr(caught.value) + repr(open_it)
 

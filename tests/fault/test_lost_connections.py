@@ -8,9 +8,13 @@ import signal
 import time
 
 import pytest
+import redis.asyncio
 
 import aiopubsub as ps
+from aiopubsub.router import Router
+from aiopubsub.session import Session
 from aiopubsub.testing import Proxy, Server
+from aiopubsub.wire import Push, RedisOpener, RedisWire
 from tests.fault.books import feeding, jumps, lost, watching
 from tests.fault.conftest import LONG, admin
 
@@ -184,3 +188,37 @@ async def test_refused_and_accepted_again(valkey: Server) -> None:
         await pub.publish("c", b"3")
         await watcher.until(lambda: watcher.last == 3)
     assert jumps(watcher) == [1]
+
+
+async def test_a_connection_lost_right_after_the_handshake(valkey: Server) -> None:
+    """A session whose socket is closed before it begins ends; it raises nothing."""
+    wire = await RedisOpener.from_url(valkey.url, None).open()
+    assert isinstance(wire, RedisWire)
+    wire._transport.abort()
+    for _ in range(5):
+        await asyncio.sleep(0)  # the loop closes it
+    session = Session(wire, Router(Push))
+    session.ping()
+    session.resume()
+    wire.pause()
+    wire.resume()
+    async with asyncio.timeout(5):
+        assert "closed the connection" in await session.ended
+
+
+async def test_a_connection_lost_in_the_midst_of_the_handshake(valkey: Server) -> None:
+    """What uvloop raises for a write to a closed transport does not end the link; it tries again."""
+
+    class Closing(redis.asyncio.Connection):
+        is_first = True
+
+        async def connect(self) -> None:
+            if Closing.is_first:
+                Closing.is_first = False
+                raise RuntimeError("unable to perform operation on <TCPTransport>; the handler is closed")
+            await super().connect()
+
+    pool = redis.asyncio.ConnectionPool.from_url(valkey.url, connection_class=Closing)
+    async with ps.Client(redis.asyncio.Redis(connection_pool=pool)) as client:
+        assert (await ps.Publisher(client).publish("c", b"x")).receivers == 0
+    assert not Closing.is_first
