@@ -94,7 +94,8 @@ async def _conduct(cast: _Cast, view: View) -> None:
         await asyncio.gather(*tasks)
     finally:
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # a second time would disturb it in ending its process
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
