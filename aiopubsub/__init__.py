@@ -16,6 +16,7 @@ from .errors import (
 )
 from .link import Backoff
 from .message import Gap, GapReason, Message, Receipt, Undecodable
+from .position import Position
 from .publisher import Publisher
 from .subscriber import Events, Subscriber, SubscriberStats
 from .topic import JSON, Pattern, Subscribable, Topic
@@ -37,6 +38,7 @@ __all__ = [
     "MissingExtra",
     "NotSent",
     "Pattern",
+    "Position",
     "PubSubError",
     "PublishRefused",
     "Publisher",

@@ -6,12 +6,15 @@ words that both use. Must not live here: anything that runs.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
 from typing import Any, Protocol, TypeAlias
 
 from .errors import PubSubError
 
-__all__ = ["Command", "Dialogue", "OutOfStep"]
+__all__ = ["PUBLISH", "Command", "Dialogue", "OutOfStep"]
+
+PUBLISH = b"PUBLISH"
+"""The command that is sent most. Wires look for this very object, and send it faster."""
 
 Command: TypeAlias = tuple[bytes, ...]
 """A command and its arguments, as the server is to get them."""
@@ -35,8 +38,11 @@ class Dialogue(Protocol):
         """What to send now, in order; asked again until it is empty."""
         ...
 
-    def receive(self, batch: Sequence[Any], start: int) -> int:
-        """Deal with replies and pushes from `start` on; return how far it went."""
+    def receive(self, backlog: deque[Any]) -> bool:
+        """Take replies and pushes from the left and deal with them, for as long as is decent.
+
+        Returns whether there is more to do: call again in the next turn of the event loop.
+        """
         ...
 
     def ping(self) -> None:

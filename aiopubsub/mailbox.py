@@ -28,6 +28,9 @@ MESSAGE_OVERHEAD_BYTES = 128
 """What a message takes beside its payload: `sys.getsizeof` of the `Message` with its GC head (72), of
 the payload's `bytes` object (33), a slot in the queue (8), rounded up as the allocator does (16)."""
 
+TAKE_BYTES = 256 * 1024
+"""Bytes that a consumer may hold beside the buffer: many small messages, or a single large one."""
+
 _payload = attrgetter("payload")
 
 Item: TypeAlias = Message[object] | Gap | PubSubError
@@ -164,11 +167,6 @@ class Mailbox:
         """Whether nothing more will come and nothing is left."""
         return self._ended and not self._items and not self._front and not self._overflowed
 
-    def put(self, message: Message[object]) -> bool:
-        """Stage one message and settle."""
-        self.staged.append(message)
-        return self.settle()
-
     def settle(self) -> bool:
         """Take the staged messages, or do with what does not fit as the policy says.
 
@@ -240,16 +238,24 @@ class Mailbox:
     def take(self, count: int) -> list[Message[object]]:
         """Up to so many messages, the next one last; empty if something else has to be popped first.
 
-        They are delivered as far as the mailbox is concerned, and no longer bounded by it.
+        They are delivered as far as the mailbox is concerned, and no longer bounded by it. No more are
+        taken once they hold `TAKE_BYTES`.
         """
         if self._others or self._front:
             return []
-        items = self._items
-        taken = [items.popleft() for _ in range(min(count, len(items)))]
+        items = cast("deque[Message[object]]", self._items)
+        if len(items) <= count and self._bytes <= TAKE_BYTES:
+            taken, size = list(items), self._bytes  # all at once: 0.06 µs less for each
+            items.clear()
+        else:
+            taken, size = list[Message[object]](), 0
+            while items and len(taken) < count and size < TAKE_BYTES:
+                message = items.popleft()
+                size += len(message.payload) + MESSAGE_OVERHEAD_BYTES
+                taken.append(message)
         taken.reverse()
-        messages = cast("list[Message[object]]", taken)
-        self._account(len(messages), sum(map(len, map(_payload, messages))))
-        return messages
+        self._account(len(taken), size)
+        return taken
 
     def pop(self) -> Item | None:
         """The next message, gap or error; `None` when there is none yet, or none any more."""
@@ -262,7 +268,7 @@ class Mailbox:
             return None
         self._items.popleft()
         if isinstance(item, Message):
-            self._account(1, len(item.payload))
+            self._account(1, len(item.payload) + MESSAGE_OVERHEAD_BYTES)
             return item
         self._count_others(-1)
         return self._hand_over(item)
@@ -344,9 +350,9 @@ class Mailbox:
         hole.ended_s = self._clock()
         hole.channels[message.topic.name] = None
 
-    def _account(self, count: int, payload_bytes: int) -> None:
-        """Messages have left: there may be room again."""
-        self._bytes -= payload_bytes + count * MESSAGE_OVERHEAD_BYTES
+    def _account(self, count: int, size: int) -> None:
+        """Messages have left, of so many bytes in all: there may be room again."""
+        self._bytes -= size
         self.delivered += count
         if self._is_stalled and self._is_half_empty():
             self._is_stalled = False

@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from enum import Enum
 from typing import Any
@@ -44,8 +44,14 @@ __all__ = ["Router"]
 BATCH = 512
 """Channels in one command: 196 commands for 100 000 channels; a refused one costs 512 retries at most."""
 
-SLICE = 10_000
-"""Deliveries after which `receive` lets the event loop go on: at 0.2 µs each, about 2 ms."""
+TURN = 25_000
+"""Deliveries after which `receive` lets the event loop go on: at 0.2 µs each, about 5 ms."""
+
+STAGE = 100_000
+"""Deliveries that are staged at a time, which takes 0.03 µs each, before mailboxes take theirs."""
+
+WAKE_COST = 25
+"""Deliveries that take as long as to wake the task of one subscriber: 5 µs."""
 
 
 class Wire(Enum):
@@ -97,6 +103,7 @@ class Router:
         self._missing: dict[Mailbox, set[Target]] = {}  # lost with the connection, not yet back
         self._bursts: deque[_Burst] = deque()  # sent, fence not yet back
         self._fences: list[_Burst] = []  # to be sent, without a command
+        self._touched: deque[Mailbox] = deque()  # have staged messages
         self._tokens = itertools.count(1)
         self._is_live = False
         self._closed_by: PubSubError | None = None
@@ -134,7 +141,7 @@ class Router:
             if route is None:
                 continue
             route.discard(mailbox)
-            if not route.fan_out:
+            if not route.groups:
                 del self._wishes[target.kind][target.key]
                 self._dirty[target] = None
                 if target in self._wire:
@@ -145,7 +152,7 @@ class Router:
         """Whether a mailbox is to have this topic: it was added, and neither removed nor refused."""
         target = Target.of(topic)
         route = self._wishes[target.kind].get(target.key)
-        return route is not None and mailbox in route.groups.get(topic, ())
+        return route is not None and route.holds(topic, mailbox)
 
     def fence(self, ticket: Ticket) -> None:
         """Let a ticket be done when all that the server has sent until now has been received."""
@@ -181,7 +188,7 @@ class Router:
 
     def commands(self) -> list[Command]:
         """What to send now, in order. Asked again, it is empty until something has changed."""
-        if not self._is_live:
+        if not self._is_live or not (self._dirty or self._fences):
             return []
         bursts: dict[tuple[Kind, Wire], list[Target]] = {}
         for target in self._dirty:
@@ -210,21 +217,23 @@ class Router:
         """Let the next `commands()` hold a PING; whatever the server answers proves that it lives."""
         self._fences.append(_Burst(self._new_token()))
 
-    def receive(self, batch: Sequence[Any], start: int) -> int:
-        """Deal with what the server said, from `start` on; return how far it went.
+    def receive(self, backlog: deque[Any]) -> bool:
+        """Deal with what the server said, a turn's worth of it; whether there is more to do.
 
-        It stops before the end of the batch after `SLICE` deliveries to shared channels. `is_stalled`
-        tells whether a mailbox asks its reader to stop; what was read until then is taken.
+        `is_stalled` tells whether a mailbox asks its reader to stop; what was read until then is taken.
 
         Raises:
             OutOfStep: A reply was not the one that was due.
         """
-        touched: list[Mailbox] = []  # have staged messages
         self.is_stalled = False
         try:
-            return self._receive(batch, start, touched)
-        finally:  # also after a failure: what came before it counts
-            self._settle_mailboxes(touched)
+            left: float = TURN
+            while (left := self._settle_mailboxes(left)) > 0 and backlog:
+                self._receive(backlog)
+        except BaseException:
+            self._settle_mailboxes(math.inf)  # what came before the failure counts
+            raise
+        return bool(backlog or self._touched)
 
     def expire(self, now: float) -> float:
         """Nothing here has a deadline: subscribers bound their own waits."""
@@ -233,6 +242,7 @@ class Router:
     def end(self) -> None:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
         self._is_live = False
+        self._settle_mailboxes(math.inf)
         lost: dict[Mailbox, list[str]] = {}
         for target, (state, _) in self._wire.items():
             route = self._wishes[target.kind].get(target.key)
@@ -255,66 +265,83 @@ class Router:
 
     # -- the path of a message -------------------------------------------------------------------
 
-    def _receive(self, batch: Sequence[Any], start: int, touched: list[Mailbox]) -> int:
-        """One loop, without a call for each message that could be spared: it is what receiving costs."""
+    def _receive(self, backlog: deque[Any]) -> None:  # noqa: PLR0912  # one loop, see below
+        """Stage messages, up to the next reply; or deal with that, if it is first.
+
+        One loop, without a call for each message that could be spared: it is what receiving costs.
+        Each push is let go of before the next one, so few objects are alive and Python's garbage
+        collector sleeps: 0.03 µs less. Messages of one route that follow each other are staged
+        together if it has many mailboxes: 0.1 µs less for each of them.
+        """
         push = self._push
         channels = self._wishes[Kind.CHANNEL]
         patterns = self._wishes[Kind.PATTERN]
-        left = SLICE
-        for index in range(start, len(batch)):
-            item = batch[index]
-            if item.__class__ is not push:
-                self._settle_mailboxes(touched)  # what came before the reply is before it
-                self._on_reply(item)
-                continue
-            kind = item[0]
-            if kind == b"message":
-                route = channels.get(item[1])
-            elif kind == b"pmessage":
-                route = patterns.get(item[1])
-            else:
-                continue  # confirmations: the fence says the same, once for all of a burst
-            if route is None:
-                continue  # nobody wants it any more
-            payload = item[2 if kind == b"message" else 3]
-            headers = NO_HEADERS
-            if payload.startswith(MAGIC):
-                payload, headers = unframe(payload)
-            channel = route.channel or item[2].decode("utf-8", "surrogateescape")
-            if route.only is not None:
-                topic, mailbox = route.only
-                if not mailbox.staged:
-                    touched.append(mailbox)
-                mailbox.staged.append(Message(channel, payload, payload, topic, headers))
-            else:
-                self._fan_out(route, channel, payload, headers, touched)
-                left -= route.fan_out
-                if left <= 0:
-                    return index + 1
-        return len(batch)
+        magic = MAGIC[0]
+        touched = self._touched
+        running: Route | None = None  # whose messages are in the run
+        run: list[Message[object]] = []
+        try:
+            while backlog:
+                item = backlog.popleft()
+                if item.__class__ is not push:
+                    if running is not None or touched:  # what came before the reply is before it
+                        backlog.appendleft(item)
+                    else:
+                        self._on_reply(item)
+                    return
+                kind = item[0]
+                try:
+                    if kind == b"message":
+                        route, channel, payload = channels[item[1]], None, item[2]
+                    elif kind == b"pmessage":
+                        route, channel, payload = patterns[item[1]], item[2], item[3]
+                    else:
+                        continue  # confirmations: the fence says the same, once for all of a burst
+                except KeyError:
+                    continue  # nobody wants it any more
+                if payload.__class__ is not bytes:
+                    raise OutOfStep(f"a message of {type(payload).__name__}, not bytes")
+                headers = NO_HEADERS
+                if payload and payload[0] == magic:  # takes a third of what `startswith` does
+                    payload, headers = unframe(payload)
+                if running is not None and route is not running:
+                    self._stage(running, run)
+                    running, run = None, []
+                origin = route.origin if channel is None else route.first.origin_in(channel)
+                message = Message(payload, payload, origin, headers)
+                if (mailbox := route.only) is None:
+                    running = route
+                    run.append(message)
+                    if len(run) * len(route.first.mailboxes) >= STAGE:
+                        return
+                else:
+                    if not (staged := mailbox.staged):
+                        touched.append(mailbox)
+                    staged.append(message)
+        finally:  # also after a failure
+            if running is not None:
+                self._stage(running, run)
 
-    def _fan_out(
-        self,
-        route: Route,
-        channel: str,
-        payload: bytes,
-        headers: Mapping[str, str],
-        touched: list[Mailbox],
-    ) -> None:
-        for topic, mailboxes in route.groups.items():
-            message = Message(channel, payload, payload, topic, headers)
-            for mailbox in mailboxes:
-                if not mailbox.staged:
-                    touched.append(mailbox)
-                mailbox.staged.append(message)
+    def _stage(self, route: Route, run: list[Message[object]]) -> None:
+        """Give a run of messages to every mailbox of a route, to take when it is settled."""
+        for group in route.groups.values():
+            messages = run if group is route.first else [group.own(message) for message in run]
+            for mailbox in group.mailboxes:
+                if not (staged := mailbox.staged):
+                    self._touched.append(mailbox)
+                staged += messages
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _settle_mailboxes(self, touched: list[Mailbox]) -> None:
-        for mailbox in touched:
+    def _settle_mailboxes(self, left: float) -> float:
+        """Let mailboxes take what was staged, as long as a turn's deliveries are left; how many are."""
+        touched = self._touched
+        while touched and left > 0:
+            mailbox = touched.popleft()
+            left -= len(mailbox.staged) + WAKE_COST
             if mailbox.settle():
                 self.is_stalled = True
-        touched.clear()
+        return left
 
     def _on_reply(self, reply: object) -> None:
         if not self._bursts:

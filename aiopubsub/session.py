@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterable
 from typing import Any
 
 from .dialogue import Dialogue
@@ -42,8 +43,8 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._wire = wire
         self._dialogue = dialogue
-        self._backlog: deque[list[Any]] = deque()  # batches that were read and not yet dealt with
-        self._start = 0  # how far the first of them was
+        self._backlog: deque[Any] = deque()  # what was read and not yet dealt with
+        self._has_more = False  # the dialogue is to be called again
         self._is_paused = False
         self._is_gathering = False  # a flush is due at the end of this turn
         self.ended: asyncio.Future[str] = self._loop.create_future()
@@ -91,22 +92,30 @@ class Session:
         self.heard_at = self._loop.time()
         self.asked_at = None
 
-    def on_batch(self, batch: list[Any]) -> None:
+    def on_batch(self, batch: Iterable[Any]) -> bool:
+        backlog = self._backlog
+        before = len(backlog)
+        try:
+            backlog.extend(batch)
+        except Exception as error:  # not RESP, or such as Python has no value for: a list as a key
+            self.on_lost(f"the server sent what cannot be read: {error}")
+            return True
+        if len(backlog) == before:
+            return False
         self.on_part()
         if self._is_gathering:
             # uvloop reads up to 32 times in one turn, faster than consumers can take: one is enough
             self._pause(True)
-        self._backlog.append(batch)
-        if len(self._backlog) == 1:
-            self._start = 0
+        if not self._has_more:
             self._work_off()
+        return True
 
     def on_writable(self) -> None:
         self.kick()
 
     def on_lost(self, reason: str) -> None:
         # what was read before the end counts: it came before the gap
-        while self._backlog and self._deal():
+        while (self._backlog or self._has_more) and self._deal():
             pass
         self.end(reason)
 
@@ -114,16 +123,17 @@ class Session:
 
     def _work_off(self) -> None:
         """Deal with what was read; what takes too long goes on in the next turn."""
-        if not self._backlog or not self._deal():
+        if self.ended.done() or not self._deal():
             return
-        if self._backlog or self._dialogue.is_stalled:
+        is_stalled = self._dialogue.is_stalled
+        if self._has_more or is_stalled:
             self._pause(True)
-        if self._backlog and not self._dialogue.is_stalled:
+        if self._has_more and not is_stalled:
             self._loop.call_soon(self._work_off)
         self.kick()
 
     def _go_on(self) -> None:
-        if self._backlog:
+        if self._has_more:
             self._work_off()
         else:
             self._pause(False)
@@ -134,23 +144,19 @@ class Session:
             (self._wire.pause if wanted else self._wire.resume)()
 
     def _deal(self) -> bool:
-        """Give the dialogue the next batch, or as much of it as it takes. False: it is over."""
-        batch = self._backlog[0]
+        """Give the dialogue what was read, as much of it as it takes. False: it is over."""
         try:
-            self._start = self._dialogue.receive(batch, self._start)
+            self._has_more = self._dialogue.receive(self._backlog)
         except Exception as error:  # whatever it is, the connection cannot be trusted any more
             logger.exception("what the server sent could not be dealt with")
             self.end(f"{type(error).__name__}: {error}")
             return False
-        if self._start >= len(batch):
-            self._backlog.popleft()
-            self._start = 0
         return True
 
     def _gathered(self) -> None:
         self._is_gathering = False
         self._flush()
-        if not self._backlog and not self._dialogue.is_stalled:
+        if not self._has_more and not self._dialogue.is_stalled:
             self._pause(False)
 
     def _flush(self) -> None:

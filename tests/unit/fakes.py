@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from aiopubsub.dialogue import Command
@@ -104,19 +104,18 @@ class FakeDialogue:
     def commands(self) -> list[Command]:
         return self.to_say.popleft() if self.is_live and self.to_say else []
 
-    def receive(self, batch: Sequence[Any], start: int) -> int:
+    def receive(self, backlog: deque[Any]) -> bool:
         assert self.is_live
         self.is_stalled = False
-        end = min(len(batch), start + self.slice)
-        for index in range(start, end):
-            item = batch[index]
+        for _ in range(min(len(backlog), self.slice)):
+            item = backlog.popleft()
             if isinstance(item, Exception):
                 raise item
             self.told.append(item)
             if item == self.stall_after:
                 self.is_stalled = True
-                return index + 1
-        return end
+                break
+        return bool(backlog)
 
     def ping(self) -> None:
         self.to_say.append([(b"PING",)])

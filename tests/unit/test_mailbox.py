@@ -14,15 +14,22 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aiopubsub.errors import Closed, PubSubError, SlowConsumer
 from aiopubsub.mailbox import MESSAGE_OVERHEAD_BYTES, Mailbox, Overflow
-from aiopubsub.message import Gap, GapReason, Message
+from aiopubsub.message import Gap, GapReason, Message, Origin
 from aiopubsub.topic import Topic
 
 TOPICS = {name: Topic(name) for name in "ab"}
+ORIGINS = {name: Origin(name, topic, None) for name, topic in TOPICS.items()}
+
+
+def put_one(mailbox: Mailbox, message: Message[object]) -> bool:
+    """What the router does, with one message."""
+    mailbox.staged.append(message)
+    return mailbox.settle()
 
 
 def make(n: int, size: int = 0, channel: str = "a") -> Message[object]:
     payload = b"%d" % n
-    return Message(channel, n, payload + b"." * (size - len(payload)), TOPICS[channel], {})
+    return Message(n, payload + b"." * (size - len(payload)), ORIGINS[channel], {})
 
 
 def when(seconds: float) -> datetime:
@@ -155,7 +162,7 @@ class MailboxModel(RuleBasedStateMachine):
         """Messages of one batch, settled together or one by one: it makes no difference."""
         if not together:
             for size in sizes:
-                answer = self.mailbox.put(self.make(size, channel).message)
+                answer = put_one(self.mailbox, self.make(size, channel).message)
                 self.expect(self.made[-1])
                 assert answer is self.is_stalled
             return
@@ -393,7 +400,7 @@ def test_drop_oldest_reports_before_what_is_left() -> None:
     """The oldest give way; the gap is where they were, with its number, channels and times."""
     mailbox = box()
     for n in range(5):
-        mailbox.put(make(n, channel="ab"[n % 2]))
+        put_one(mailbox, make(n, channel="ab"[n % 2]))
     gap = mailbox.pop()
     assert gap == Gap(GapReason.OVERFLOW, ("a", "b"), 2, when(1), when(3))
     assert pop_all(mailbox) == [2, 3, 4]
@@ -403,9 +410,9 @@ def test_drop_newest_reports_after_what_was_there() -> None:
     """The newest are dropped; the gap comes between what was before and after them."""
     mailbox = box(Overflow.DROP_NEWEST)
     for n in range(5):
-        mailbox.put(make(n))
+        put_one(mailbox, make(n))
     popped = pop_all(mailbox)
-    mailbox.put(make(5))
+    put_one(mailbox, make(5))
     assert popped + pop_all(mailbox) == [0, 1, 2, ("overflow", 2), 5]
 
 
@@ -413,22 +420,22 @@ def test_drop_newest_keeps_each_stretch_apart() -> None:
     """Two stretches of drops are two gaps, each at its place."""
     mailbox = box(Overflow.DROP_NEWEST, buffer=2)
     for n in range(3):
-        mailbox.put(make(n))
+        put_one(mailbox, make(n))
     assert mailbox.pop() is not None
     for n in range(3, 6):
-        mailbox.put(make(n))
+        put_one(mailbox, make(n))
     assert pop_all(mailbox) == [1, ("overflow", 1), 3, ("overflow", 2)]
 
 
 def test_drop_newest_tells_drops_from_a_lost_connection() -> None:
     """What is dropped before and after a lost connection is in gaps before and after it."""
     mailbox = box(Overflow.DROP_NEWEST, buffer=1)
-    mailbox.put(make(0))
-    mailbox.put(make(1))
+    put_one(mailbox, make(0))
+    put_one(mailbox, make(1))
     mailbox.open_hole(["a"])
     mailbox.close_hole()
-    mailbox.put(make(2))
-    mailbox.put(make(3))
+    put_one(mailbox, make(2))
+    put_one(mailbox, make(3))
     assert pop_all(mailbox) == [0, ("overflow", 1), ("reconnected", None), ("overflow", 2)]
 
 
@@ -436,23 +443,23 @@ def test_fail_raises_after_what_was_buffered() -> None:
     """`SlowConsumer` comes after the buffered messages, once, and knows how many are missed."""
     mailbox = box(Overflow.FAIL)
     for n in range(7):
-        mailbox.put(make(n))
+        put_one(mailbox, make(n))
     *messages, error = pop_all(mailbox)
     assert messages == [0, 1, 2]
     assert isinstance(error, SlowConsumer)
     assert error.missed == 4
     assert mailbox.is_drained
-    mailbox.put(make(8))
+    put_one(mailbox, make(8))
     assert (pop_all(mailbox), mailbox.dropped) == ([], 4)
 
 
 def test_fail_counts_what_comes_until_it_is_raised() -> None:
     """Nothing is taken after the failure, though there is room again."""
     mailbox = box(Overflow.FAIL, buffer=1)
-    mailbox.put(make(0))
-    mailbox.put(make(1))
+    put_one(mailbox, make(0))
+    put_one(mailbox, make(1))
     assert mailbox.pop() is not None
-    mailbox.put(make(2))
+    put_one(mailbox, make(2))
     [error] = pop_all(mailbox)
     assert isinstance(error, SlowConsumer)
     assert error.missed == 2
@@ -461,8 +468,8 @@ def test_fail_counts_what_comes_until_it_is_raised() -> None:
 def test_fail_is_told_to_a_subscriber_that_drains() -> None:
     """A failure that was not raised yet is raised also after the mailbox has ended."""
     mailbox = box(Overflow.FAIL, buffer=1)
-    mailbox.put(make(0))
-    mailbox.put(make(1))
+    put_one(mailbox, make(0))
+    put_one(mailbox, make(1))
     mailbox.end()
     assert not mailbox.is_drained
     popped = pop_all(mailbox)
@@ -474,8 +481,8 @@ def test_fail_is_told_to_a_subscriber_that_drains() -> None:
 def test_fail_does_not_wait_for_a_connection() -> None:
     """A connection that is lost after the failure does not hold it back."""
     mailbox = box(Overflow.FAIL, buffer=1)
-    mailbox.put(make(0))
-    mailbox.put(make(1))
+    put_one(mailbox, make(0))
+    put_one(mailbox, make(1))
     mailbox.open_hole(["a"])
     popped = pop_all(mailbox)
     assert popped[0] == 0
@@ -487,32 +494,32 @@ def test_block_takes_what_comes_and_calls_when_half_empty() -> None:
     mailbox = box(Overflow.BLOCK, buffer=4)
     rooms: list[int] = []
     mailbox.on_room = lambda: rooms.append(mailbox.buffered)
-    assert [mailbox.put(make(n)) for n in range(6)] == [False] * 4 + [True] * 2
+    assert [put_one(mailbox, make(n)) for n in range(6)] == [False] * 4 + [True] * 2
     assert [message.data for message in mailbox.take(3)] == [2, 1, 0]
     assert rooms == []
     assert pop_all(mailbox) == [3, 4, 5]
     assert rooms == [2]
-    assert mailbox.put(make(6)) is False
+    assert put_one(mailbox, make(6)) is False
 
 
 def test_a_message_larger_than_the_bound_is_taken_alone() -> None:
     """When nothing else waits, a message may be larger than the bound; it gives way to the next."""
     for overflow in (Overflow.DROP_OLDEST, Overflow.DROP_NEWEST, Overflow.FAIL):
         mailbox = box(overflow, buffer_bytes=200)
-        mailbox.put(make(0, 1000))
+        put_one(mailbox, make(0, 1000))
         assert (mailbox.buffered, mailbox.dropped) == (1, 0)
     mailbox = box(Overflow.DROP_OLDEST, buffer_bytes=200)
-    mailbox.put(make(0, 1000))
-    mailbox.put(make(1))
+    put_one(mailbox, make(0, 1000))
+    put_one(mailbox, make(1))
     assert pop_all(mailbox) == [("overflow", 1), 1]
 
 
 def test_a_gap_waits_until_it_is_closed() -> None:
     """A gap holds back what came after it until its channels are back, then comes before it."""
     mailbox = box()
-    mailbox.put(make(0))
+    put_one(mailbox, make(0))
     mailbox.open_hole(["a"])
-    mailbox.put(make(1))
+    put_one(mailbox, make(1))
     mailbox.open_hole(["b"])
     assert pop_all(mailbox) == [0]
     mailbox.close_hole()
@@ -525,7 +532,7 @@ def test_an_open_gap_holds_back_drops_too() -> None:
     mailbox = box(buffer=1)
     mailbox.open_hole(["a"])
     for n in range(3):
-        mailbox.put(make(n))
+        put_one(mailbox, make(n))
     assert pop_all(mailbox) == []
     mailbox.close_hole()
     assert pop_all(mailbox) == [("reconnected", None), ("overflow", 2), 2]
@@ -534,12 +541,12 @@ def test_an_open_gap_holds_back_drops_too() -> None:
 def test_gaps_that_lost_all_between_them_become_one() -> None:
     """Two lost connections with no message left between them are one gap, from first to last."""
     mailbox = box(buffer=1)
-    mailbox.put(make(0))
+    put_one(mailbox, make(0))
     for n, channel in enumerate("ab", 1):
         mailbox.open_hole([channel])
         mailbox.close_hole()
-        mailbox.put(make(n))
-    mailbox.put(make(3))
+        put_one(mailbox, make(n))
+    put_one(mailbox, make(3))
     overflow, reconnected, message = iter(mailbox.pop, None)
     assert overflow == Gap(GapReason.OVERFLOW, ("a",), 3, when(3), when(8))
     assert reconnected == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(6))
@@ -550,19 +557,19 @@ def test_an_error_is_raised_at_its_place() -> None:
     """An error comes between the messages around it, and takes no room."""
     mailbox = box(buffer=2)
     error = PubSubError("x")
-    mailbox.put(make(0))
+    put_one(mailbox, make(0))
     mailbox.put_error(error)
-    mailbox.put(make(1))
+    put_one(mailbox, make(1))
     assert pop_all(mailbox) == [0, error, 1]
 
 
 def test_after_the_end_nothing_is_taken() -> None:
     """What was buffered can be popped, an open gap included; nothing more comes."""
     mailbox = box()
-    mailbox.put(make(0))
+    put_one(mailbox, make(0))
     mailbox.open_hole(["a"])
     mailbox.end()
-    mailbox.put(make(1))
+    put_one(mailbox, make(1))
     mailbox.put_error(Closed("Client"))
     mailbox.open_hole(["a"])
     assert not mailbox.is_drained
@@ -575,9 +582,9 @@ def test_after_the_end_nothing_is_taken() -> None:
 def test_clear_forgets_everything(overflow: Overflow) -> None:
     """After `clear` nothing is left of messages, gaps, errors and failures."""
     mailbox = box(overflow, buffer=1)
-    mailbox.put(make(0))
+    put_one(mailbox, make(0))
     mailbox.open_hole(["a"])
-    mailbox.put(make(1))
+    put_one(mailbox, make(1))
     mailbox.put_error(PubSubError("x"))
     mailbox.end()
     mailbox.clear()
@@ -593,8 +600,8 @@ def test_the_clock_is_not_asked_for_what_fits() -> None:
         raise AssertionError
 
     mailbox = Mailbox(buffer=2, buffer_bytes=1000, overflow=Overflow.DROP_OLDEST, clock=clock)
-    mailbox.put(make(0))
-    mailbox.put(make(1))
+    put_one(mailbox, make(0))
+    put_one(mailbox, make(1))
     assert pop_all(mailbox) == [0, 1]
 
 

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from aiopubsub.message import Gap, GapReason, Message, Receipt, Undecodable
+from aiopubsub.message import Gap, GapReason, Message, Origin, Receipt, Undecodable
 from aiopubsub.topic import Topic
 
 WHEN = datetime(2025, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -18,22 +18,23 @@ SECRET = b"s3cret"
 
 def test_text_shows_what_is_not_utf8() -> None:
     """`text` is the payload as UTF-8, with a mark where it is not."""
-    topic = Topic("c")
-    assert Message("c", b"x", "ä☃".encode(), topic, {}).text == "ä☃"
-    assert Message("c", b"x", b"a\xffb", topic, {}).text == "a�b"
+    origin = Origin("c", Topic("c"), None)
+    assert Message(b"x", "ä☃".encode(), origin, {}).text == "ä☃"
+    assert Message(b"x", b"a\xffb", origin, {}).text == "a�b"
 
 
 def test_repr_holds_no_payload() -> None:
     """The repr of a message tells channel and size, and nothing of payload or headers."""
-    message = Message("c'h", "s3cret", SECRET, Topic.text("c'h"), {"token": "s3cret"})
+    topic = Topic.text("c'h")
+    message = Message("s3cret", SECRET, Origin("c'h", topic, topic.decode), {"token": "s3cret"})
     assert repr(message) == '<Message on "c\'h", 6 bytes>'
 
 
 def test_a_message_takes_no_other_attributes() -> None:
     """A message has slots: a misspelt attribute is an error, and it stays small."""
-    message = Message("c", b"", b"", Topic("c"), {})
+    message = Message(b"", b"", Origin("c", Topic("c"), None), {})
     with pytest.raises(AttributeError):
-        message.position = 1  # type: ignore[attr-defined]
+        message.colour = 1  # type: ignore[attr-defined]
 
 
 def test_a_gap_is_frozen_and_equal_by_value() -> None:
@@ -48,7 +49,13 @@ def test_a_gap_is_frozen_and_equal_by_value() -> None:
 
 def test_the_words_of_gap_reasons() -> None:
     """The values are words that log lines and JSON show."""
-    assert {reason.value for reason in GapReason} == {"reconnected", "overflow"}
+    assert {reason.value for reason in GapReason} == {
+        "reconnected",
+        "overflow",
+        "trimmed",
+        "reset",
+        "rolled_back",
+    }
 
 
 @pytest.mark.parametrize(

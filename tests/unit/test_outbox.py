@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections import deque
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
 
 from aiopubsub.dialogue import OutOfStep
 from aiopubsub.errors import Closed, ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
-from aiopubsub.outbox import WRITE_BYTES, Line, Outbox, Request
+from aiopubsub.outbox import WRITE_BYTES, Batch, Line, Outbox
 
 
 class Push(list[Any]):
@@ -51,7 +53,7 @@ def publish(
     outbox: Outbox, line: Line, payload: bytes = b"x", deadline: float = math.inf, channel: str = "c"
 ) -> Promise:
     promise = Promise()
-    outbox.add(line, Request(channel, (b"PUBLISH", channel.encode(), payload), promise, deadline))
+    line.add((promise, deadline, (b"PUBLISH", channel.encode(), payload), line))
     return promise
 
 
@@ -68,8 +70,8 @@ def test_a_line_keeps_its_order() -> None:
     assert outbox.commands() == [(b"PUBLISH", b"c", b"%d" % n) for n in range(5)]
     assert outbox.commands() == []
     assert (outbox.waiting, outbox.in_flight) == (0, 5)
-    assert outbox.receive([10, 11], 0) == 2
-    assert outbox.receive([None, 12, 13, 14], 1) == 4
+    outbox.receive(deque([10, 11]))
+    outbox.receive(deque([12, 13, 14]))
     assert [promise.outcome for promise in promises] == [10, 11, 12, 13, 14]
     assert (outbox.waiting, outbox.in_flight) == (0, 0)
 
@@ -83,9 +85,9 @@ def test_a_window_bounds_what_is_in_flight() -> None:
         publish(outbox, wide, b"w%d" % n)
     assert payloads(outbox.commands()) == [b"n0", b"w0", b"w1"]
     assert outbox.commands() == []
-    outbox.receive([1], 0)
+    outbox.receive(deque([1]))
     assert payloads(outbox.commands()) == [b"n1"]
-    outbox.receive([1, 1], 0)
+    outbox.receive(deque([1, 1]))
     assert payloads(outbox.commands()) == [b"w2"]
 
 
@@ -132,7 +134,7 @@ def test_a_refused_publish() -> None:
     line = outbox.open_line(10)
     first, second = publish(outbox, line, channel="a"), publish(outbox, line)
     outbox.commands()
-    outbox.receive([ErrorReply("NOPERM no"), 3], 0)
+    outbox.receive(deque([ErrorReply("NOPERM no"), 3]))
     assert type(first.outcome) is PublishRefused
     assert vars(first.outcome) == {"channel": "a", "reason": "NOPERM no"}
     assert second.outcome == 3
@@ -145,7 +147,7 @@ def test_a_caller_who_gave_up_in_line_is_passed_over() -> None:
     cancelled, kept = publish(outbox, line, b"0"), publish(outbox, line, b"1")
     cancelled.cancel()
     assert payloads(outbox.commands()) == [b"1"]
-    outbox.receive([5], 0)
+    outbox.receive(deque([5]))
     assert kept.outcome == 5
 
 
@@ -158,11 +160,61 @@ def test_a_caller_who_gave_up_after_sending_keeps_its_place() -> None:
     cancelled.cancel()
     publish(outbox, line, b"next")
     assert outbox.commands() == []
-    outbox.receive([ErrorReply("NOPERM")], 0)
+    outbox.receive(deque([ErrorReply("NOPERM")]))
     assert cancelled.outcome == "cancelled"
     assert payloads(outbox.commands()) == [b"next"]
-    outbox.receive([2], 0)
+    outbox.receive(deque([2]))
     assert kept.outcome == 2
+
+
+@pytest.mark.parametrize("answer", [b"OK", None, [], True, 1.5])
+def test_what_cannot_answer_a_publish(answer: object) -> None:
+    """An answer that is neither a number nor an error shows that the stream of answers is broken."""
+    outbox = live()
+    line = outbox.open_line(10)
+    promise = publish(outbox, line)
+    outbox.commands()
+    with pytest.raises(OutOfStep):
+        outbox.receive(deque([answer]))
+    outbox.end()
+    assert type(promise.outcome) is Unconfirmed
+
+
+def test_an_answer_that_is_missing_is_found_out() -> None:
+    """A publish that is given up is followed by a PING, whose answer then stands in a wrong place."""
+    outbox = live()
+    line = outbox.open_line(10)
+    promise = publish(outbox, line, deadline=1)
+    outbox.commands()
+    outbox.expire(1)
+    assert type(promise.outcome) is Unconfirmed
+    assert outbox.commands() == [(b"PING",)]
+    with pytest.raises(OutOfStep):  # in the place of the answer to the publish
+        outbox.receive(deque([b"PONG"]))
+
+
+def test_an_answer_that_is_late_is_no_fault() -> None:
+    """It goes to nobody, and all later ones go where they belong."""
+    outbox = live()
+    line = outbox.open_line(10)
+    publish(outbox, line, deadline=1)
+    outbox.commands()
+    outbox.expire(1)
+    outbox.commands()
+    second = publish(outbox, line, deadline=9)
+    outbox.commands()
+    outbox.receive(deque([1, b"PONG", 7]))
+    assert second.outcome == 7
+
+
+@pytest.mark.parametrize(("answer", "is_fault"), [(ErrorReply("NOPERM ping"), False), (1, True)])
+def test_the_answer_to_a_ping(answer: object, is_fault: bool) -> None:
+    """A server that forbids PING lives all the same; a number there belongs to somebody else."""
+    outbox = live()
+    outbox.ping()
+    outbox.commands()
+    with pytest.raises(OutOfStep) if is_fault else contextlib.nullcontext():
+        outbox.receive(deque([answer]))
 
 
 def test_pings_have_their_place_among_the_replies() -> None:
@@ -174,7 +226,7 @@ def test_pings_have_their_place_among_the_replies() -> None:
     assert outbox.commands() == [(b"PUBLISH", b"c", b"x"), (b"PING",)]
     after = publish(outbox, line)
     assert outbox.commands() == [(b"PUBLISH", b"c", b"x")]
-    outbox.receive([1, b"PONG", 2], 0)
+    outbox.receive(deque([1, b"PONG", 2]))
     assert (before.outcome, after.outcome) == (1, 2)
     assert outbox.in_flight == 0
 
@@ -184,14 +236,16 @@ def test_pushes_are_no_replies() -> None:
     outbox = live()
     promise = publish(outbox, outbox.open_line(10))
     outbox.commands()
-    assert outbox.receive([Push([b"invalidate"]), 1, Push([])], 0) == 3
+    backlog = deque([Push([b"invalidate"]), 1, Push([])])
+    outbox.receive(backlog)
+    assert not backlog
     assert promise.outcome == 1
 
 
 def test_a_reply_that_nobody_asked_for() -> None:
     """One reply too many ends the session."""
     with pytest.raises(OutOfStep, match=r"^a reply that nobody asked for: int$"):
-        live().receive([1], 0)
+        live().receive(deque([1]))
 
 
 def test_what_is_overdue_in_line_was_not_sent() -> None:
@@ -236,7 +290,7 @@ def test_what_is_overdue_after_sending_is_unconfirmed() -> None:
     assert outbox.expire(5.0) == 8.0
     assert type(sent.outcome) is Unconfirmed
     assert vars(sent.outcome) == {"channel": "c", "reason": "the server did not answer in time"}
-    outbox.receive([1, 2, b"PONG"], 0)
+    outbox.receive(deque([1, 2, b"PONG"]))
     assert later.outcome == 2
     assert outbox.expire(100.0) == math.inf
 
@@ -272,7 +326,7 @@ def test_the_end_of_a_session() -> None:
     assert outbox.in_flight == 0
     outbox.begin()
     assert payloads(outbox.commands()) == [b"later"]
-    outbox.receive([4], 0)
+    outbox.receive(deque([4]))
     assert waiting.outcome == 4
 
 
@@ -316,8 +370,112 @@ def test_closing_a_line_leaves_the_others() -> None:
     outbox.close_line(line, Closed("Publisher"))
     assert type(waiting.outcome) is Closed
     assert len(outbox.commands()) == 1
-    outbox.receive([1, 2], 0)
+    outbox.receive(deque([1, 2]))
     assert (sent.outcome, kept.outcome) == (1, 2)
+
+
+def many(outbox: Outbox, line: Line, count: int, deadline: float = math.inf, size: int = 1) -> Batch:
+    commands: list[tuple[bytes, ...]] = [(b"PUBLISH", b"%d" % n, b"." * size) for n in range(count)]
+    batch = Batch(Promise(), deadline, commands, line)
+    line.add(batch)
+    return batch
+
+
+def test_a_batch_is_answered_as_a_whole() -> None:
+    """Its promise is kept with the last answer; until then each one frees a place in the window."""
+    outbox = live()
+    line = outbox.open_line(5)
+    before, batch, after = publish(outbox, line), many(outbox, line, 3), publish(outbox, line, b"after")
+    assert outbox.waiting == 5
+    assert len(outbox.commands()) == 5
+    assert (outbox.waiting, outbox.in_flight, line.in_flight) == (0, 5, 5)
+    outbox.receive(deque([1, 2, ErrorReply("NOPERM no")]))
+    assert before.outcome == 1
+    assert (outbox.in_flight, line.in_flight) == (2, 2)
+    assert not batch.promise.done()
+    outbox.receive(deque([4, 5]))
+    assert batch.promise.done()
+    assert after.outcome == 5
+    assert batch.replies[::2] == [2, 4]
+    [(at, error)] = batch.failures().items()
+    assert (at, type(error)) == (1, PublishRefused)
+    assert vars(error) == {"channel": "1", "reason": "NOPERM no"}
+    assert line.in_flight == 0
+
+
+def test_a_batch_waits_for_its_place_in_the_window() -> None:
+    """It is sent as a whole when it fits; one larger than the window goes alone."""
+    outbox = live()
+    line = outbox.open_line(4)
+    publish(outbox, line)
+    small, large, last = many(outbox, line, 3), many(outbox, line, 6), publish(outbox, line, b"last")
+    assert len(outbox.commands()) == 4
+    outbox.receive(deque([0, 0, 0]))
+    assert outbox.commands() == []
+    outbox.receive(deque([0]))
+    assert small.promise.done()
+    assert len(outbox.commands()) == 6
+    outbox.receive(deque(range(3)))
+    assert payloads(outbox.commands()) == [b"last"]
+    outbox.receive(deque(range(4)))
+    assert large.replies == [0, 1, 2, 0, 1, 2]
+    assert last.outcome == 3
+
+
+def test_a_batch_takes_its_bytes_of_a_write() -> None:
+    """What follows a batch that fills the write goes with the next one."""
+    outbox = live()
+    line = outbox.open_line(1000)
+    many(outbox, line, 4, size=WRITE_BYTES // 2)
+    publish(outbox, line, b"next")
+    assert len(outbox.commands()) == 4
+    assert payloads(outbox.commands()) == [b"next"]
+
+
+def test_a_batch_that_lost_its_connection() -> None:
+    """Answers that had come count, the rest is unconfirmed, each with its channel's batch."""
+    outbox = live()
+    line = outbox.open_line(10)
+    batch, waiting = many(outbox, line, 3), publish(outbox, line, b"later")
+    outbox.commands()
+    outbox.receive(deque([7]))
+    publish(outbox, line)
+    outbox.end()
+    assert batch.replies == [7]
+    assert {at: type(error) for at, error in batch.failures().items()} == {1: Unconfirmed, 2: Unconfirmed}
+    assert vars(batch.failures()[1])["channel"] == "1"
+    assert type(waiting.outcome) is Unconfirmed
+
+
+def test_a_batch_that_is_overdue() -> None:
+    """In line it was not sent; sent, it is unconfirmed, and its late answers go to nobody else."""
+    outbox = live()
+    line = outbox.open_line(3)
+    sent, waiting = many(outbox, line, 2, deadline=5.0), many(outbox, line, 2, deadline=6.0)
+    outbox.commands()
+    assert outbox.expire(4.0) == 5.0
+    assert outbox.expire(6.0) == math.inf
+    assert {type(error) for error in sent.failures().values()} == {Unconfirmed}
+    assert {type(error) for error in waiting.failures().values()} == {NotSent}
+    later = publish(outbox, line)
+    outbox.commands()
+    outbox.receive(deque([1, 2, 3]))
+    assert later.outcome == 3
+
+
+def test_a_batch_that_was_given_up_or_closed() -> None:
+    """Given up in line it is not sent; the end of the line tells the others."""
+    outbox = live()
+    line = outbox.open_line(10)
+    given_up, told = many(outbox, line, 2), many(outbox, line, 2)
+    given_up.promise.cancel()  # type: ignore[attr-defined]
+    assert len(outbox.commands()) == 2
+    told_later = many(outbox, line, 2)
+    outbox.close(Closed("Client"))
+    assert {type(error) for error in told_later.failures().values()} == {Closed}
+    outbox.receive(deque([1, 2]))
+    assert told.replies == [1, 2]
+    assert told.failures() == {}
 
 
 class OutboxModel(RuleBasedStateMachine):
@@ -376,7 +534,7 @@ class OutboxModel(RuleBasedStateMachine):
         numbers = self.sent[:count]
         del self.sent[:count]
         before = {n: self.promises[n].is_done for n in numbers if n is not None}
-        self.outbox.receive([b"PONG" if n is None else n for n in numbers], 0)
+        self.outbox.receive(deque([b"PONG" if n is None else n for n in numbers]))
         for number, was_done in before.items():
             assert was_done or self.promises[number].outcome == number
 

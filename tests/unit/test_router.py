@@ -19,7 +19,7 @@ from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.frame import frame
 from aiopubsub.mailbox import Mailbox, Overflow
 from aiopubsub.message import Gap, GapReason, Message
-from aiopubsub.router import BATCH, SLICE, Router
+from aiopubsub.router import BATCH, TURN, WAKE_COST, Router
 from aiopubsub.routes import Ticket
 from aiopubsub.topic import Pattern, Subscribable, Topic
 
@@ -286,7 +286,9 @@ class RouterModel(RuleBasedStateMachine):
         for item in batch:
             self.delivered += 1
             self.expect(item)
-        assert self.router.receive([None, *batch], 1) == len(batch) + 1
+        backlog = deque(batch)
+        self.router.receive(backlog)
+        assert not backlog
         assert not self.router.is_stalled
 
     @precondition(lambda self: self.server is not None)
@@ -484,10 +486,9 @@ class Talk:
         return sent
 
     def deliver(self) -> None:
-        batch = self.server.take()
-        at = 0
-        while at < len(batch):
-            at = self.router.receive(batch, at)
+        backlog = deque(self.server.take())
+        while backlog:
+            self.router.receive(backlog)
 
     def cut(self) -> None:
         self.router.end()
@@ -665,7 +666,7 @@ def test_a_channel_and_a_pattern_that_match_are_two_deliveries() -> None:
         ("ab", Pattern("a*")),
         ("ab", Pattern("*b")),
     ]
-    talk.router.receive([Push([b"pmessage", b"a*", b"a\xff", b"x"])], 0)
+    talk.router.receive(deque([Push([b"pmessage", b"a*", b"a\xff", b"x"])]))
     item = box.pop()
     assert isinstance(item, Message)
     assert item.channel == "a\udcff"
@@ -678,10 +679,10 @@ def test_a_reply_that_was_not_due(reply: object) -> None:
     router.begin()
     router.add(mailbox(), topics(1), ticket())
     with pytest.raises(OutOfStep, match="nobody asked for"):
-        router.receive([reply], 0)
+        router.receive(deque([reply]))
     router.commands()
     with pytest.raises(OutOfStep, match=rf"^a fence was due, not {type(reply).__name__}$"):
-        router.receive([reply], 0)
+        router.receive(deque([reply]))
 
 
 def test_an_error_that_nobody_asked_for() -> None:
@@ -689,7 +690,7 @@ def test_an_error_that_nobody_asked_for() -> None:
     router = Router(Push)
     router.begin()
     with pytest.raises(OutOfStep):
-        router.receive([ErrorReply("ERR closing")], 0)
+        router.receive(deque([ErrorReply("ERR closing")]))
 
 
 def test_pushes_of_other_kinds_and_of_others_are_passed_over() -> None:
@@ -702,23 +703,72 @@ def test_pushes_of_other_kinds_and_of_others_are_passed_over() -> None:
         Push([b"message", b"x", b"y"]),
         Push([b"pmessage", b"x", b"y", b"z"]),
     ]
-    assert talk.router.receive(strange, 0) == 3
+    backlog = deque(strange)
+    talk.router.receive(backlog)
+    assert not backlog
     assert box.pop() is None
 
 
-def test_a_slice_ends_after_so_many_deliveries() -> None:
-    """A long fan-out lets others run: `receive` returns where it is to go on."""
+def test_a_turn_ends_after_so_many_deliveries() -> None:
+    """A long fan-out lets others run: mailboxes take what is theirs a turn at a time, in their order."""
     talk = Talk()
-    boxes = [mailbox() for _ in range(100)]
+    boxes = [mailbox() for _ in range(900)]
     for box in boxes:
         talk.router.add(box, topics(1), ticket())
     talk.settle()
-    batch = [Push([b"message", b"c0", b"x"])] * (SLICE // 100 * 2 + 5)
-    assert talk.router.receive(batch, 0) == SLICE // 100
-    assert boxes[99].buffered == SLICE // 100
-    assert talk.router.receive(batch, SLICE // 100) == SLICE // 50
-    assert talk.router.receive(batch, SLICE // 50) == len(batch)
-    assert not talk.router.is_stalled
+    each = 75
+    backlog = deque([Push([b"message", b"c0", b"%d" % n]) for n in range(each)])
+    backlog.append(Push([b"pong"])[:])  # a reply, which comes after what was before it
+    in_a_turn = -(-TURN // (each + WAKE_COST))
+    assert in_a_turn * 3 < len(boxes) <= in_a_turn * 4
+    for turn in range(1, 4):
+        assert talk.router.receive(backlog)
+        assert len(backlog) == 1
+        assert [box.buffered for box in boxes] == (
+            [each] * in_a_turn * turn + [0] * (len(boxes) - in_a_turn * turn)
+        )
+    with pytest.raises(OutOfStep):
+        talk.router.receive(backlog)
+    assert all(box.buffered == each for box in boxes)
+
+
+def test_what_was_staged_is_there_before_the_gap() -> None:
+    """A connection that is lost in the middle of a long fan-out takes nothing away that had come."""
+    talk = Talk()
+    boxes = [mailbox() for _ in range(TURN // WAKE_COST + 10)]
+    for box in boxes:
+        talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    assert talk.router.receive(deque([Push([b"message", b"c0", b"x"])]))
+    assert not boxes[-1].buffered
+    talk.cut()
+    talk.settle()
+    for box in boxes:
+        message, gap = box.pop(), box.pop()
+        assert isinstance(message, Message)
+        assert isinstance(gap, Gap)
+
+
+def test_mailboxes_with_several_routes_keep_the_order_of_the_server() -> None:
+    """Whether a message goes to one mailbox or to many, each mailbox gets its messages in their order."""
+    talk, wide, other = Talk(), mailbox(), mailbox()
+    talk.router.add(wide, [*topics(3), Pattern("c*")], ticket())
+    talk.router.add(other, [topics(2)[1], Pattern("c*", decode=bytes.decode)], ticket())
+    talk.settle()
+    pushes: list[Push] = []
+    for n in range(30):
+        channel = b"c%d" % (n % 7 % 3)
+        pushes.append(Push([b"message", channel, b"%d" % n]))
+        pushes.append(Push([b"pmessage", b"c*", channel, b"%d" % n]))
+    assert not talk.router.receive(deque(pushes))
+    for box, expected in (
+        (wide, range(60)),
+        (other, [n for n in range(60) if n % 2 or n // 2 % 7 % 3 == 1]),
+    ):
+        got = [item for item in iter(box.pop, None) if isinstance(item, Message)]
+        assert [int(message.payload) for message in got] == [n // 2 for n in expected]
+        assert [type(message.topic) for message in got] == [Pattern if n % 2 else Topic for n in expected]
+        assert {message.channel for message in got} <= {"c0", "c1", "c2"}
 
 
 def test_a_mailbox_that_blocks_asks_to_stop() -> None:
@@ -726,15 +776,15 @@ def test_a_mailbox_that_blocks_asks_to_stop() -> None:
     talk, box = Talk(), mailbox(2, Overflow.BLOCK)
     talk.router.add(box, topics(1), ticket())
     talk.settle()
-    batch = [Push([b"message", b"c0", b"x"])] * 2
-    assert talk.router.receive(batch, 0) == 2
+    push = Push([b"message", b"c0", b"x"])
+    talk.router.receive(deque([push, push]))
     assert not talk.router.is_stalled
-    assert talk.router.receive(batch, 1) == 2
+    talk.router.receive(deque([push]))
     assert talk.router.is_stalled
     assert box.buffered == 3
     while box.pop() is not None:
         pass
-    assert talk.router.receive(batch, 0) == 2
+    talk.router.receive(deque([push, push]))
     assert not talk.router.is_stalled
 
 
@@ -744,7 +794,7 @@ def test_a_failure_in_the_middle_of_a_batch_loses_nothing_of_it() -> None:
     talk.router.add(box, topics(1), ticket())
     talk.settle()
     with pytest.raises(IndexError):
-        talk.router.receive([Push([b"message", b"c0", b"1"]), Push([b"message", b"c0"])], 0)
+        talk.router.receive(deque([Push([b"message", b"c0", b"1"]), Push([b"message", b"c0"])]))
     talk.cut()
     talk.settle()
     talk.server.publish("c0", b"2")

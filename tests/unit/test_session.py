@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
@@ -112,8 +112,6 @@ def test_a_long_batch_goes_on_in_later_turns() -> None:
         assert dialogue.told == ["begin", 1, 2]
         await turn()
         assert dialogue.told == ["begin", 1, 2, 3, 4]
-        await turn()
-        assert dialogue.told == ["begin", 1, 2, 3, 4, 5]
         assert wire.is_paused
         await turn()
         assert dialogue.told == ["begin", 1, 2, 3, 4, 5, 6]
@@ -202,6 +200,39 @@ def test_a_failure_in_a_later_slice_ends_the_session() -> None:
             await turn()
         assert dialogue.told == ["begin", 1, "end"]
         assert session.ended.result() == "LookupError: mine"
+
+    in_session(test)
+
+
+def test_what_cannot_be_read_ends_the_session() -> None:
+    """What came before it is dealt with first."""
+
+    def batch() -> Iterator[int]:
+        yield 1
+        yield 2
+        raise ValueError("not RESP")
+
+    async def test(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        assert wire.user is not None
+        assert wire.user.on_batch(batch())
+        assert dialogue.told == ["begin", 1, 2, "end"]
+        assert wire.is_aborted
+        assert session.ended.result() == "the server sent what cannot be read: not RESP"
+
+    in_session(test)
+
+
+def test_a_read_without_anything_whole() -> None:
+    """It is told, brings nothing about, and is no sign of life."""
+
+    async def test(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        await asyncio.sleep(3)
+        assert wire.user is not None
+        assert not wire.user.on_batch(iter(()))
+        assert session.heard_at == 0.0
+        wire.user.on_part()
+        assert session.heard_at == 3.0
+        assert dialogue.told == ["begin"]
 
     in_session(test)
 
