@@ -6,6 +6,7 @@ Lives here: words. Must not live here: work; each command has a file of its own.
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -180,3 +181,66 @@ def demo(
 
     place = Place(url, is_embedded=url is None, connect_timeout=connect_timeout)
     run(demonstrate(place, seconds, rate))
+
+
+@app.command(
+    help="Measure this library beside redis-py, coredis, valkey-glide and bare sockets, in one run.\n\n"
+    "Each contestant has a process of its own, they take turns, and what is shown is the median of "
+    "the rounds. Less is better in the column 'cost / ours', which compares what is marked with *. "
+    "Messages go to channels with names of their own; nothing stays behind on the server.\n\n"
+    "Needs the extra 'server', or --url. Peers that are not installed are left out.",
+    epilog="Exit status: 0 when all was measured, 1 when this library, the server or the system failed, 2 "
+    "when the command line cannot be used, 130 after Ctrl-C, 143 after SIGTERM.",
+)
+def bench(
+    cases: Annotated[
+        str | None,
+        typer.Option(
+            help="What to measure, separated by commas: receive, pattern, fan-out, channels, publish, "
+            "many, latency, reconnect, memory, import; or one size of a family, such as receive-128. "
+            "Default: all.",
+            show_default=False,
+        ),
+    ] = None,
+    peers: Annotated[
+        str | None,
+        typer.Option(
+            help="Beside whom, separated by commas: redis-py, coredis, glide, floor (bare sockets). "
+            "Default: all that are installed.",
+            show_default=False,
+        ),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Once and shortly: under two minutes in all.")
+    ] = False,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="How often. Default: 5, or 1 with --quick.", show_default=False),
+    ] = None,
+    payload: Annotated[
+        int, typer.Option(min=0, help="Bytes of a message, in cases that do not say otherwise.")
+    ] = 128,
+    json: Annotated[
+        Path | None,
+        typer.Option(help="Write all figures to this file.", dir_okay=False, show_default=False),
+    ] = None,
+    draw: Annotated[
+        Path | None,
+        typer.Option(
+            help="Draw the figures into this folder. Needs the extra 'bench'.",
+            file_okay=False,
+            show_default=False,
+        ),
+    ] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Use this server instead of an embedded one.", show_default=False),
+    ] = None,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub bench`."""
+    from .bench import Options  # noqa: PLC0415  # only this command measures
+    from .bench import bench as measure  # noqa: PLC0415
+
+    place = Place(url, is_embedded=url is None, connect_timeout=connect_timeout)
+    run(measure(place, Options(peers, cases, quick, rounds, payload, json, draw)))

@@ -1,0 +1,88 @@
+"""The floor: what Python costs with no library at all, a blocking socket and hiredis.
+
+Nothing here serves a second task, notices a dead connection or bounds a buffer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from aiopubsub.bench.job import Job
+from aiopubsub.bench.raw import RawConnection, pack
+
+from . import Publish, PublishMany, Take
+
+__all__ = ["Contestant"]
+
+_READ_BYTES = 65_536
+_BATCH = 512  # channels in a SUBSCRIBE
+
+
+class Contestant:
+    """A connection for whoever needs one."""
+
+    is_blocking = True
+    module = "hiredis"
+
+    def __init__(self, job: Job) -> None:
+        self._address = job.address
+        self._connection: RawConnection | None = None
+        self._wanted: list[bytes] = []
+
+    async def open(self) -> None:
+        """It is opened when it is needed."""
+
+    async def subscribe(self, channels: Sequence[str], *, is_pattern: bool) -> Take:
+        verb = "PSUBSCRIBE" if is_pattern else "SUBSCRIBE"
+        batches = [channels[start : start + _BATCH] for start in range(0, len(channels), _BATCH)]
+        self._wanted = [pack((verb, *batch)) for batch in batches]
+        connection = self._subscribed(len(channels))
+        gets, feed, receive = connection.reader.gets, connection.reader.feed, connection.socket.recv
+
+        async def take(count: int) -> bytes:
+            while True:
+                while (push := gets()) is not False:
+                    count -= 1
+                    if not count:
+                        payload: bytes = push[-1]
+                        return payload
+                feed(receive(_READ_BYTES))
+
+        return take
+
+    async def resubscribed(self, channels: int) -> None:
+        while self._connection is not None:
+            try:
+                self._connection.read()
+            except ConnectionError:
+                self._connection = None
+        self._subscribed(channels)
+
+    async def publisher(self) -> Publish:
+        publish_many = await self.publisher_of_many()
+
+        async def publish(channel: str, payload: bytes) -> None:
+            await publish_many(channel, (payload,))
+
+        return publish
+
+    async def publisher_of_many(self) -> PublishMany:
+        connection = RawConnection(self._address)
+
+        async def publish_many(channel: str, payloads: Sequence[bytes]) -> None:
+            connection.send(*[pack(("PUBLISH", channel, payload)) for payload in payloads])
+            for _ in payloads:
+                connection.reply()
+
+        return publish_many
+
+    def check(self) -> None:
+        """It counts nothing."""
+
+    def _subscribed(self, channels: int) -> RawConnection:
+        """A new connection, subscribed and confirmed."""
+        self._connection = connection = RawConnection(self._address)
+        connection.send(*self._wanted)
+        for _ in range(channels):
+            connection.reply()
+        return connection
