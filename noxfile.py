@@ -1,4 +1,4 @@
-"""What is checked, and how: `nox` runs all of it, `nox -s tests` the tests alone.
+"""What is checked, and how: `nox` runs all of it, `nox -s tests faults` the tests alone.
 
 An interpreter that is not on this machine is skipped; with `CI=true` it fails.
 """
@@ -14,7 +14,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests", "lowest"]
+nox.options.sessions = ["lint", "types", "tests", "faults", "lowest"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
 _VERSION = "Programming Language :: Python :: 3."
@@ -25,35 +25,60 @@ PYTHONS = [
 ]
 GROUPS: dict[str, list[str]] = PROJECT["dependency-groups"]
 
+PARALLEL = ("-n2", "--dist=worksteal")
+"""Two at a time on any machine: tests of what takes how long share their cores with one other."""
+
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """The whole test suite, on every Python that is claimed."""
-    session.install("-e", ".[cli,server]", *GROUPS["test"])
-    session.run("pytest", *session.posargs)
+    """Behaviour, command line and docs, on every Python that is claimed."""
+    install_tests(session)
+    session.run("pytest", *PARALLEL, "--ignore=tests/fault", "--ignore=tests/chaos", *session.posargs)
+
+
+@nox.session
+@nox.parametrize(
+    ["python", "loop"],
+    [
+        nox.param(PYTHONS[0], "asyncio", id=f"{PYTHONS[0]}-asyncio"),
+        nox.param(PYTHONS[-1], "uvloop", id=f"{PYTHONS[-1]}-uvloop"),
+    ],
+)
+def faults(session: nox.Session, loop: str) -> None:
+    """What goes wrong: the fault tests beside 300 faults of chaos, once on each event loop."""
+    install_tests(session)
+    chosen = loop if loop == "uvloop" else "not uvloop"
+    few = {"AIOPUBSUB_CHAOS_FAULTS": "300"}
+    session.run("pytest", *PARALLEL, "-k", chosen, "tests/chaos", "tests/fault", *session.posargs, env=few)
 
 
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The tests of behaviour with the lowest versions of what the core depends on."""
-    lowest = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
-    session.install("-e", ".[cli,server]", *lowest, *GROUPS["test"])
-    session.run("pytest", "tests/unit", "tests/contract", *session.posargs)
+    install_tests(
+        session, *(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"])
+    )
+    session.run("pytest", *PARALLEL, "tests/unit", "tests/contract", *session.posargs)
 
 
 @nox.session
 def chaos(session: nox.Session) -> None:
-    """A random schedule of faults: `nox -s chaos -- --faults 10000 --seed 7`."""
-    parser = argparse.ArgumentParser(prog="nox -s chaos --")
+    """A random schedule of faults: `nox -s chaos -- --faults 10000 --seed 7 -k asyncio`."""
+    parser = argparse.ArgumentParser(prog="nox -s chaos --", epilog="What else is given goes to pytest.")
     parser.add_argument("--faults", type=int, default=300, help="how many (default: 300)")
     parser.add_argument("--seed", type=int, default=1, help="of the schedule (default: 1)")
-    options = parser.parse_args(session.posargs)
-    session.install("-e", ".[cli,server]", *GROUPS["test"])
+    options, rest = parser.parse_known_args(session.posargs)
+    install_tests(session)
     schedule = {
         "AIOPUBSUB_CHAOS_FAULTS": str(options.faults),
         "AIOPUBSUB_CHAOS_SEED": str(options.seed),
     }
-    session.run("pytest", "tests/chaos", env=schedule)
+    session.run("pytest", "tests/chaos", "-rP", *rest, env=schedule)
+
+
+def install_tests(session: nox.Session, *pins: str) -> None:
+    """The package as users install it, and what its tests need."""
+    session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")
 
 
 @nox.session

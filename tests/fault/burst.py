@@ -1,7 +1,8 @@
 """A subscriber in a process of its own, whose memory is measured: run by `test_overflow.py`.
 
 It subscribes, says `ready`, and takes nothing until all was published: the consumer waits for a line of
-input, or the event loop is blocked by reading it. Then it takes everything, and prints its books.
+input, or the event loop is blocked by reading it. Then it takes everything until an `end`, and prints its
+books. Ends are numbered: with the one that it hears it knows how many messages were published before.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def peak_bytes() -> int:
 
 
 async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int) -> None:
-    books = {"delivered": 0, "overflow": 0, "reconnected": 0, "slow": 0}
+    books = {"delivered": 0, "overflow": 0, "reconnected": 0, "slow": 0, "ends": 0}
     async with (
         ps.Client(url, heartbeat=60) as client,
         ps.Subscriber(client, "burst", buffer=10**9, buffer_bytes=buffer_bytes, overflow=overflow) as sub,
@@ -29,6 +30,8 @@ async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int
         print("ready", flush=True)
         if sleeper == "consumer":
             await asyncio.to_thread(sys.stdin.readline)
+            if overflow != "block":
+                await sub.unsubscribe("fence")  # all that was published until now is here
         else:
             sys.stdin.readline()  # blocks the event loop, which is the fault
         events = sub.events()
@@ -37,7 +40,8 @@ async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int
                 if isinstance(event, ps.Gap):
                     books[event.reason.value] += event.missed or 1
                 elif isinstance(event, ps.Message):
-                    if event.data == b"end":
+                    if event.data.startswith(b"end "):
+                        books["ends"] = int(event.data[4:])
                         break
                     books["delivered"] += 1
         except ps.SlowConsumer as error:

@@ -24,12 +24,16 @@ class FakeServer:
     Args:
         on_subscribed: Called when a connection has subscribed and its fence was answered; with the
             number of such connections until now, and with what writes to this one.
+        first_receipt: The answer to the first PUBLISH.
     """
 
     def __init__(
-        self, on_subscribed: Callable[[int, asyncio.StreamWriter], Coroutine[Any, Any, None]]
+        self,
+        on_subscribed: Callable[[int, asyncio.StreamWriter], Coroutine[Any, Any, None]] | None = None,
+        first_receipt: bytes = b":1\r\n",
     ) -> None:
         self._on_subscribed = on_subscribed
+        self._next_receipt = first_receipt
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self.listeners = 0
@@ -69,7 +73,7 @@ class FakeServer:
                         writer.write(self._answer(command))
                         if command[0] == b"SUBSCRIBE":
                             has_subscribed = True
-                        elif command[0] == b"PING" and has_subscribed:
+                        elif command[0] == b"PING" and has_subscribed and self._on_subscribed:
                             has_subscribed = False
                             self.listeners += 1
                             self._begin(self._on_subscribed(self.listeners, writer))
@@ -86,6 +90,7 @@ class FakeServer:
             case b"SUBSCRIBE" | b"UNSUBSCRIBE":
                 return b"".join(push(verb.lower(), arg) for arg in args)
             case b"PUBLISH":
-                return b":1\r\n"
+                receipt, self._next_receipt = self._next_receipt, b":1\r\n"
+                return receipt
             case _:
                 return b"+OK\r\n"

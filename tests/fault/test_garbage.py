@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -18,13 +19,15 @@ pytestmark = pytest.mark.anyio
 
 QUICK = ps.Backoff(first_s=0.001, cap_s=0.01)
 
+NO_PAYLOAD = b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$-1\r\n"
+
 TOKENS = st.sampled_from(
     [
         *(b"+OK\r\n", b"-ERR no\r\n", b":1\r\n", b"$-1\r\n", b"_\r\n", b"#t\r\n", b",1.5\r\n", b"*0\r\n"),
         *(b">1\r\n", b">2\r\n", b">3\r\n", b">0\r\n", b"*3\r\n", b"%1\r\n", b"~2\r\n", b"|1\r\n"),
         *(b"$7\r\nmessage\r\n", b"$1\r\nc\r\n", b"$1\r\nx\r\n", b"$5\r\n", b"$99999\r\n", b"*99999\r\n"),
         *(b"$-7\r\n", b"*-2\r\n", b"(12\r\n", b"=4\r\n", b"\r\n", b"\x00", b"\xff\xaeps1 - - - {}\n"),
-        *(b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n$-1\r\n", b">3\r\n:1\r\n:2\r\n:3\r\n"),
+        *(NO_PAYLOAD, b">3\r\n:1\r\n:2\r\n:3\r\n"),
         *(b">2\r\n$7\r\nmessage\r\n$1\r\nc\r\n", b">3\r\n$7\r\nmessage\r\n$1\r\nc\r\n:5\r\n"),
         *(b">4\r\n$8\r\npmessage\r\n*0\r\n$1\r\nc\r\n$1\r\nx\r\n", b">3\r\n$7\r\nmessage\r\n*0\r\n:1\r\n"),
     ]
@@ -54,22 +57,49 @@ async def meets(garbage: bytes, *, stays_open: bool) -> None:
     ):
         while True:
             event = await anext(sub.events())
-            if isinstance(event, ps.Message) and event.payload == b"the end":
-                break
+            if isinstance(event, ps.Message):
+                assert type(event.payload) is bytes
+                if event.payload == b"the end":
+                    break
         assert client.stats.links["listens"].state == "live"
 
 
-@settings(
-    max_examples=2_000 if LONG else 120,
+fuzzed = settings(
+    max_examples=2_000 if LONG else 200,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+
+
+@fuzzed
 @example(garbage=b"%1\r\n*0\r\n", stays_open=True)  # a map whose key is a list
 @example(garbage=b"$99999\r\n", stays_open=True)  # a length that swallows the answers to PING
+@example(garbage=NO_PAYLOAD, stays_open=True)
+@example(garbage=NO_PAYLOAD.replace(b"$-1", b"*0"), stays_open=True)
 @given(garbage=GARBAGE, stays_open=st.booleans())
 async def test_garbage_never_silences_a_listener(garbage: bytes, stays_open: bool) -> None:
     """Whatever the server says, the subscriber hears what is published afterwards."""
     await meets(garbage, stays_open=stays_open)
+
+
+@fuzzed
+@example(garbage=b"")
+@example(garbage=b"+OK\r\n")
+@example(garbage=b":1\r\n:1\r\n")
+@given(garbage=GARBAGE)
+async def test_garbage_never_stops_a_publisher(garbage: bytes) -> None:
+    """Whatever the server answers, a publish has a receipt or an error, and later ones are confirmed."""
+    async with (
+        FakeServer(first_receipt=garbage) as server,
+        ps.Client(server.url, heartbeat=0.05, backoff=QUICK) as client,
+        asyncio.timeout(3),
+    ):
+        pub = ps.Publisher(client, timeout=0.1)
+        receipt = None
+        while receipt != ps.Receipt(1):  # garbage may be the beginning of what swallows some answers
+            with contextlib.suppress(ps.PubSubError):
+                receipt = await pub.publish("c", b"x")
+                assert type(receipt.receivers) is int
 
 
 async def test_frames_cut_at_every_byte(valkey: Server) -> None:
@@ -178,3 +208,14 @@ async def test_bytes_that_are_not_utf_8(valkey: Server) -> None:
         assert isinstance(second, ps.Message)
         assert (first.payload, second.data) == (b"\xff\xfe", "text")
         assert (await anext(raw)).data == b"\xff\xfe"
+
+
+async def test_a_channel_that_is_not_utf_8(valkey: Server) -> None:
+    """A pattern's message on such a channel is delivered, and the channel can be told from others."""
+    async with ps.Subscriber(valkey.url, ps.Pattern("c*")) as sub, asyncio.timeout(10):
+        with admin(valkey) as server:
+            assert server.publish(b"c\xff", b"x") == 1
+            assert server.publish("c", b"y") == 1
+        first, second = await anext(sub), await anext(sub)
+        assert first.channel.encode("utf-8", "surrogateescape") == b"c\xff"
+        assert (first.data, second.channel, second.data) == (b"x", "c", b"y")

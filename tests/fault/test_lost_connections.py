@@ -51,14 +51,16 @@ async def test_client_kill_at_speed_is_one_gap_where_the_hole_is(both_kinds: Ser
         (gap,) = watcher.gaps
         assert (gap.reason, gap.missed) == (ps.GapReason.RECONNECTED, None)
         assert set(gap.channels) == channels
-        assert gap.ended.timestamp() - killed_at < 0.2
+        back_s = gap.ended.timestamp() - killed_at
+        print(f"back after {back_s * 1000:.0f} ms")
+        assert back_s < 0.2
         assert jumps(watcher) == [watcher.events.index(gap)]
     assert len(feed.confirmed) == feed.begun
 
 
-async def test_a_server_that_crashes_and_comes_back(own_valkey: Server) -> None:
+@pytest.mark.parametrize("outage_s", [3.0, 15.0] if LONG else [3.0])
+async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s: float) -> None:
     """Subscribed again within 1.2 s of its return; the gap is reported, the iterator goes on."""
-    outage_s = 15.0 if LONG else 3.0
     async with (
         ps.Client(own_valkey.url) as client,
         ps.Subscriber(client, "c", ps.Pattern("p*")) as sub,
@@ -79,7 +81,9 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server) -> None:
             assert server.pubsub_numpat() == 1
     (gap,) = watcher.gaps
     assert gap.reason is ps.GapReason.RECONNECTED
-    assert gap.ended.timestamp() - returned_at < 1.2
+    back_s = gap.ended.timestamp() - returned_at
+    print(f"subscribed again {back_s:.2f} s after the server's return")
+    assert back_s < 1.2
     assert (gap.ended - gap.started).total_seconds() > outage_s - TIMELY_S
     assert jumps(watcher) == [watcher.events.index(gap)]
     assert set(watcher.numbers) <= feed.confirmed | feed.unconfirmed
@@ -87,11 +91,19 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server) -> None:
 
 
 @pytest.mark.parametrize("role", ["listens", "commands"])
-@pytest.mark.parametrize("passes", ["a new connection passes", "the hole is lifted"])
+@pytest.mark.parametrize(
+    "hole",
+    [
+        pytest.param({"new": False}, id="new connections pass"),
+        pytest.param({"new": True}, id="nothing passes"),
+        pytest.param({"new": False, "down": False}, id="only up"),
+        pytest.param({"new": False, "up": False}, id="only down"),
+    ],
+)
 async def test_a_black_hole_is_noticed_within_two_heartbeats(
-    valkey: Server, role: str, passes: str, caplog: pytest.LogCaptureFixture
+    valkey: Server, role: str, hole: dict[str, bool], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Nothing is closed and nothing passes: both connections are given up, and opened again."""
+    """Nothing is closed, and nothing passes one way or both: given up in time, and opened again."""
     heartbeat_s = 5.0 if LONG else HEARTBEAT_S
     loop = asyncio.get_running_loop()
     async with (
@@ -105,19 +117,22 @@ async def test_a_black_hole_is_noticed_within_two_heartbeats(
         assert (await pub.publish("c", b"1")).receivers == 1
         await watcher.until(lambda: watcher.last == 1)
         stalled_at = loop.time()
-        proxy.stall(new=passes == "the hole is lifted")
+        proxy.stall(**hole)
         await direct.publish("c", b"2")
         async with asyncio.timeout(2 * heartbeat_s + TIMELY_S):
             await lost(client, role)
-        assert loop.time() - stalled_at > heartbeat_s - TIMELY_S
+        noticed_s = loop.time() - stalled_at
+        print(f"noticed after {noticed_s / heartbeat_s:.2f} heartbeats")
+        assert noticed_s > heartbeat_s - TIMELY_S
         assert f"{role}: lost" in caplog.text
         assert "nothing heard for" in caplog.text
-        if passes == "the hole is lifted":
+        if hole["new"]:
+            await lost(client, "listens")  # each has a heart of its own; the gap below is this one's
             proxy.resume()
         await watcher.until(lambda: bool(watcher.gaps))
         assert (await pub.publish("c", b"3")).receivers >= 1
         await watcher.until(lambda: watcher.last == 3)
-    assert watcher.numbers == [1, 3]
+    assert watcher.numbers == ([1, 3] if hole.get("down", True) else [1, 2, 3])
     assert [gap.reason for gap in watcher.gaps] == [ps.GapReason.RECONNECTED]
 
 
@@ -152,6 +167,7 @@ async def test_a_server_that_stops_and_goes_on(own_valkey: Server) -> None:
             async with asyncio.timeout(2 * heartbeat_s + TIMELY_S):
                 await lost(client, "listens")
                 await lost(client, "commands")
+            print(f"noticed after {(time.time() - stopped_at) / heartbeat_s:.2f} heartbeats")
             await asyncio.sleep(stopped_at + outage_s - time.time())  # the fault itself
         finally:
             os.kill(own_valkey.pid, signal.SIGCONT)
