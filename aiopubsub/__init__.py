@@ -4,6 +4,7 @@ from .client import Client, ClientStats, LinkStats
 from .errors import (
     Closed,
     ConnectFailed,
+    CursorFailed,
     EncodeFailed,
     GapError,
     MissingExtra,
@@ -19,7 +20,7 @@ from .message import Gap, GapReason, Message, Receipt, Undecodable
 from .position import Position
 from .publisher import Publisher
 from .subscriber import Events, Subscriber, SubscriberStats
-from .topic import JSON, Pattern, Subscribable, Topic
+from .topic import JSON, History, Pattern, Subscribable, Topic
 
 __all__ = [
     "JSON",
@@ -28,11 +29,13 @@ __all__ = [
     "ClientStats",
     "Closed",
     "ConnectFailed",
+    "CursorFailed",
     "EncodeFailed",
     "Events",
     "Gap",
     "GapError",
     "GapReason",
+    "History",
     "LinkStats",
     "Message",
     "MissingExtra",

@@ -7,8 +7,9 @@ may import this file.
 from __future__ import annotations
 
 import math
+import re
 
-__all__ = ["check_choice", "check_count", "check_seconds"]
+__all__ = ["check_choice", "check_count", "check_cursor_name", "check_seconds"]
 
 
 def check_seconds(name: str, value: float) -> float:
@@ -48,3 +49,17 @@ def check_choice(name: str, value: str, allowed: tuple[str, ...]) -> str:
     if value not in allowed:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, allowed))}, not {value!r}")
     return value
+
+
+def check_cursor_name(name: str) -> str:
+    """A name that a key can carry as it is: 1 to 128 ASCII letters, digits, dots, dashes, underscores.
+
+    Raises:
+        TypeError: It is not a `str`.
+        ValueError: It is something else.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a str, not {type(name).__name__}")
+    if not re.fullmatch("[A-Za-z0-9._-]{1,128}", name):
+        raise ValueError(f"`name` must be 1 to 128 letters, digits and . _ -, not {name[:200]!r}")
+    return name

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeAlias
 
 from .errors import PubSubError
 
-__all__ = ["PUBLISH", "Command", "Dialogue", "OutOfStep"]
+__all__ = ["PUBLISH", "Command", "Dialogue", "OutOfStep", "Promise"]
 
 PUBLISH = b"PUBLISH"
 """The command that is sent most. Wires look for this very object, and send it faster."""
@@ -22,6 +22,14 @@ Command: TypeAlias = tuple[bytes, ...]
 
 class OutOfStep(Exception):
     """The server said something that cannot be an answer to what it was asked."""
+
+
+class Promise(Protocol):
+    """Where an answer goes; an `asyncio.Future` is one."""
+
+    def done(self) -> bool: ...
+    def set_result(self, result: Any, /) -> None: ...
+    def set_exception(self, exception: PubSubError, /) -> None: ...
 
 
 class Dialogue(Protocol):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Closed",
     "ConnectFailed",
+    "CursorFailed",
     "EncodeFailed",
     "GapError",
     "MissingExtra",
@@ -170,6 +171,28 @@ class SlowConsumer(PubSubError):
             f"the consumer was too slow: {self.missed} messages came after the buffer "
             f"({self.buffer} messages, {self.buffer_bytes} bytes) was full "
             "(consume faster, buffer more, or choose another overflow policy)"
+        )
+
+
+class CursorFailed(PubSubError):
+    """The position of a named subscriber could not be kept on the server, or not be read.
+
+    Attributes:
+        name: The cursor's name.
+        channel: Of the topic.
+        reason: The server's own words, or what was found instead of a position.
+    """
+
+    def __init__(self, name: str, channel: str, reason: str) -> None:
+        super().__init__(name, channel, reason)
+        self.name = name
+        self.channel = channel
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return (
+            f"the cursor {self.name!r} in {self.channel!r} failed: {self.reason} "
+            "(the user needs GET and SET on its key; a message may be repeated after a restart)"
         )
 
 

@@ -1,7 +1,8 @@
 """The header of a framed message: build and parse (docs/reference/wire-format.md).
 
 A plain message is the payload and nothing else, so that any client understands it. A message that
-carries headers is framed: the magic, one ASCII header line, a newline, the payload.
+carries headers, or has a place in a history, is framed: the magic, one ASCII header line, a newline,
+the payload.
 
 Lives here: bytes in, values out. Must not live here: who frames when. Publishers and the router call.
 """
@@ -11,9 +12,19 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
-__all__ = ["MAGIC", "NO_HEADERS", "frame", "unframe"]
+__all__ = [
+    "MAGIC",
+    "NO_HEADERS",
+    "Place",
+    "frame",
+    "is_id",
+    "is_uid",
+    "pack_headers",
+    "unframe",
+    "unpack_headers",
+]
 
 MAGIC = b"\xff\xaeps"
 """Starts a frame. The byte 0xFF occurs nowhere in UTF-8 (RFC 3629, section 3), so no text begins so."""
@@ -21,8 +32,15 @@ MAGIC = b"\xff\xaeps"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 """The headers of a message that has none."""
 
-_PREFIX = MAGIC + b"1 - - - "  # version 1; id, uid and after belong to topics with history
-_LONGEST_HEADER_BYTES = 65_536  # a bound on what a stranger can make us search and parse
+_VERSION = MAGIC + b"1"
+_LONGEST_HEADER_BYTES = 65_536  # a bound on what a stranger can make us parse
+LONGEST_HEADERS_BYTES = _LONGEST_HEADER_BYTES - 1024  # of the line: id, uid and after take the rest
+_LONGEST_ID = 41  # two numbers of 64 bits
+_LONGEST_UID = 256
+_PRINTABLE = bytes(range(0x21, 0x7F))
+
+Place: TypeAlias = tuple[bytes, bytes, bytes]
+"""Where a framed message stands in its history: its id, its uid, and the uid of the one before it."""
 
 
 def frame(payload: bytes, headers: Mapping[str, str] | None) -> bytes:
@@ -34,27 +52,65 @@ def frame(payload: bytes, headers: Mapping[str, str] | None) -> bytes:
     """
     if not headers and not payload.startswith(MAGIC):
         return payload
-    for name, value in (headers or {}).items():
+    return b"%b - - - %b\n%b" % (_VERSION, pack_headers(headers), payload)
+
+
+def pack_headers(headers: Mapping[str, str] | None) -> bytes:
+    """The headers as they stand in a frame.
+
+    Raises:
+        TypeError: A header's name or value is not a `str`.
+        ValueError: The headers are longer than 64 KiB.
+    """
+    if not headers:
+        return b"{}"
+    for name, value in headers.items():
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"headers map str to str, but {name!r} maps to {type(value).__name__}")
-    line = _PREFIX + json.dumps(dict(headers or {}), separators=(",", ":")).encode("ascii")
-    if len(line) > _LONGEST_HEADER_BYTES:
-        raise ValueError(f"headers take {len(line)} bytes; at most {_LONGEST_HEADER_BYTES} are allowed")
-    return line + b"\n" + payload
+    line = json.dumps(dict(headers), separators=(",", ":")).encode("ascii")
+    if len(line) > LONGEST_HEADERS_BYTES:
+        raise ValueError(f"headers take {len(line)} bytes; at most {LONGEST_HEADERS_BYTES} are allowed")
+    return line
 
 
-def unframe(framed: bytes) -> tuple[bytes, Mapping[str, str]]:
-    """The payload and the headers of what begins with the magic; bytes that only look so, unchanged."""
-    end = framed.find(b"\n", 0, _LONGEST_HEADER_BYTES + 1)
-    if end < 0 or not framed.startswith(_PREFIX):
-        return framed, NO_HEADERS
+def unframe(framed: bytes) -> tuple[bytes, Mapping[str, str], Place | None] | None:
+    """The payload, the headers and the place of what begins with the magic.
+
+    `None` for bytes that only look like a frame: they are to be delivered as they came.
+    """
+    line, newline, payload = framed.partition(b"\n")
+    parts = line.split(b" ", 4)
+    if not newline or len(parts) != 5 or len(line) > _LONGEST_HEADER_BYTES or parts[0] != _VERSION:
+        return None
+    _, name, uid, after, packed = parts
+    headers = NO_HEADERS if packed == b"{}" else unpack_headers(packed)
+    if headers is None:
+        return None
+    if name == uid == after == b"-":
+        return payload, headers, None
+    if not (is_id(name) and is_uid(uid) and is_uid(after)) or uid == b"-":
+        return None
+    return payload, headers, (name, uid, after)
+
+
+def unpack_headers(packed: bytes) -> Mapping[str, str] | None:
+    """The headers as they stand in a frame; `None` for what cannot be read."""
     try:
-        headers: Any = json.loads(framed[len(_PREFIX) : end].decode("ascii"))
+        headers: Any = json.loads(packed.decode("ascii"))
     except (ValueError, RecursionError):
-        return framed, NO_HEADERS
+        return None
     if not isinstance(headers, dict):
-        return framed, NO_HEADERS
+        return None
     named = cast("dict[str, Any]", headers)  # JSON has no other keys
-    if not all(isinstance(value, str) for value in named.values()):
-        return framed, NO_HEADERS
-    return framed[end + 1 :], named
+    return named if all(isinstance(value, str) for value in named.values()) else None
+
+
+def is_id(name: bytes) -> bool:
+    """Whether it is the id of a stream's entry: two numbers with a dash between."""
+    epoch, _, offset = name.partition(b"-")
+    return epoch.isdigit() and offset.isdigit() and len(name) <= _LONGEST_ID
+
+
+def is_uid(uid: bytes) -> bool:
+    """Whether it can be a uid: up to 256 printable ASCII characters without a space."""
+    return 0 < len(uid) <= _LONGEST_UID and uid.isascii() and not uid.translate(None, _PRINTABLE)

@@ -7,12 +7,15 @@ item, so that no item is ever held by something that can be cancelled.
 Messages lie in one queue in the order they came. What is not a message (a hole, an error) lies at its
 place among them and takes no room. Holes that lost all messages before them stand at the front, at
 most one for each reason, because nothing tells their order any more.
+
+Messages that a history keeps are never dropped: their trail takes as many as there is room for, and
+reads the others again later.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -20,7 +23,7 @@ from operator import attrgetter
 from typing import TypeAlias, cast
 
 from .errors import PubSubError, SlowConsumer
-from .message import Gap, GapReason, Message
+from .message import Gap, GapReason, KeptMessage, Message
 
 __all__ = ["MESSAGE_OVERHEAD_BYTES", "Mailbox", "Overflow"]
 
@@ -77,6 +80,10 @@ class _Hole:
         )
 
 
+_Other: TypeAlias = _Hole | Gap | PubSubError
+"""What lies among the messages and is none."""
+
+
 class Mailbox:
     """One subscriber's buffer.
 
@@ -91,10 +98,13 @@ class Mailbox:
         staged: Messages that the router has for it out of the batch in hand, until `settle`.
         wake: Called with the number of things that have become ready to pop. The subscriber sets it
             while it waits.
-        on_room: Called when a mailbox that made its reader stop (`BLOCK`) is half empty again.
+        on_room: Called when a mailbox is half empty again that made its reader stop (`BLOCK`), or that
+            `wants_room`.
+        wants_room: Whether there is more for it in a history than it had room for.
         delivered: Messages popped or taken.
         dropped: Messages that did not fit.
         gaps: Gaps popped.
+        malformed: Messages that looked like a frame and were none; delivered as they came.
     """
 
     __slots__ = (
@@ -113,10 +123,12 @@ class Mailbox:
         "delivered",
         "dropped",
         "gaps",
+        "malformed",
         "on_room",
         "overflow",
         "staged",
         "wake",
+        "wants_room",
     )
 
     def __init__(
@@ -131,9 +143,11 @@ class Mailbox:
         self.delivered = 0
         self.dropped = 0
         self.gaps = 0
+        self.malformed = 0
+        self.wants_room = False
         self._clock = clock
-        self._items: deque[Message[object] | _Hole | PubSubError] = deque()
-        self._front: deque[_Hole | PubSubError] = deque()
+        self._items: deque[Message[object] | _Other] = deque()
+        self._front: deque[_Other] = deque()
         self._others = 0  # of `_items`: what is not a message
         self._limit = buffer  # length of `_items` at which nothing more fits; -1: takes nothing more
         self._bytes = 0
@@ -189,10 +203,27 @@ class Mailbox:
             self.wake(count)
         return self._is_stalled
 
-    def put_error(self, error: PubSubError) -> None:
-        """Let an error be raised at this place among the messages."""
+    @property
+    def room(self) -> int:
+        """Messages that can still be staged, if they are not too large."""
+        return max(0, self._limit - len(self._items) - len(self.staged))
+
+    def stage(self, messages: Sequence[Message[object]]) -> int:
+        """Stage as many of these messages, from the first, as there is room for; how many that were."""
+        count = min(len(messages), self.room)
+        size = self._bytes + sum(map(len, map(_payload, self.staged))) + sum(map(len, map(_payload, messages)))
+        size += (len(self.staged) + len(messages)) * MESSAGE_OVERHEAD_BYTES
+        if count < len(messages) or size > self.buffer_bytes:
+            count = self._fitting(messages[:count])
+        self.staged += messages if count == len(messages) else messages[:count]
+        return count
+
+    def put(self, item: Gap | PubSubError) -> None:
+        """Let a gap be handed over, or an error be raised, at this place among the messages."""
+        if self.staged:
+            self.settle()
         if not self._ended:
-            self._append(error)
+            self._append(item)
             self._notify()
 
     def open_hole(self, channels: Iterable[str]) -> None:
@@ -294,11 +325,7 @@ class Mailbox:
         if self.overflow is Overflow.BLOCK:
             self._is_stalled = True  # what was read already is taken; the reader stops
             return True
-        if self.overflow is Overflow.DROP_OLDEST:
-            while self.buffered and (
-                self.buffered >= self.buffer or self._bytes + size > self.buffer_bytes
-            ):
-                self._drop_oldest()
+        if self.overflow is Overflow.DROP_OLDEST and self._drop_oldest(size):
             return True
         self.dropped += 1
         if self.overflow is Overflow.FAIL:
@@ -312,7 +339,32 @@ class Mailbox:
             self._widen(last, message)
         return False
 
-    def _drop_oldest(self) -> None:
+    def _fitting(self, messages: Sequence[Message[object]]) -> int:
+        """How many of these messages, from the first, the bound in bytes leaves room for."""
+        free = self.buffer_bytes - self._bytes
+        free -= sum(len(message.payload) + MESSAGE_OVERHEAD_BYTES for message in self.staged)
+        for count, message in enumerate(messages):
+            free -= len(message.payload) + MESSAGE_OVERHEAD_BYTES
+            if free < 0:
+                # one that is larger than the bound alone is taken when it is alone
+                return count or int(not self.buffered and not self.staged)
+        return len(messages)
+
+    def _drop_oldest(self, size: int) -> bool:
+        """Drop the oldest messages until one of this size fits; false if one of them must not be."""
+        while self.buffered and (self.buffered >= self.buffer or self._bytes + size > self.buffer_bytes):
+            if any(isinstance(item, KeptMessage) for item in self._up_to_first_message()):
+                return False
+            self._drop_first_message()
+        return True
+
+    def _up_to_first_message(self) -> Iterator[Message[object] | _Other]:
+        for item in self._items:
+            yield item
+            if isinstance(item, Message):
+                return
+
+    def _drop_first_message(self) -> None:
         item = self._items.popleft()
         while not isinstance(item, Message):
             self._count_others(-1)
@@ -326,7 +378,7 @@ class Mailbox:
             self._front.append(hole)
         self._widen(hole, item)
 
-    def _to_front(self, item: _Hole | PubSubError) -> None:
+    def _to_front(self, item: _Other) -> None:
         other = self._front_hole(item.reason) if isinstance(item, _Hole) else None
         if other is None or not isinstance(item, _Hole):
             self._front.append(item)
@@ -354,8 +406,8 @@ class Mailbox:
         """Messages have left, of so many bytes in all: there may be room again."""
         self._bytes -= size
         self.delivered += count
-        if self._is_stalled and self._is_half_empty():
-            self._is_stalled = False
+        if (self._is_stalled or self.wants_room) and self._is_half_empty():
+            self._is_stalled = self.wants_room = False
             if self.on_room is not None:
                 self.on_room()
 
@@ -367,11 +419,11 @@ class Mailbox:
             return None
         return self._hand_over(self._front.popleft())
 
-    def _hand_over(self, item: _Hole | PubSubError) -> Item:
-        if isinstance(item, _Hole):
-            self.gaps += 1
-            return item.to_gap()
-        return item
+    def _hand_over(self, item: _Other) -> Item:
+        if isinstance(item, PubSubError):
+            return item
+        self.gaps += 1
+        return item.to_gap() if isinstance(item, _Hole) else item
 
     def _pop_failure(self) -> PubSubError:
         self._overflowed = False
@@ -381,7 +433,7 @@ class Mailbox:
     def _is_half_empty(self) -> bool:
         return self.buffered * 2 <= self.buffer and self._bytes * 2 <= self.buffer_bytes
 
-    def _append(self, item: _Hole | PubSubError) -> None:
+    def _append(self, item: _Other) -> None:
         self._items.append(item)
         self._count_others(1)
 

@@ -16,19 +16,31 @@ from functools import lru_cache
 from typing import Any
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from .append import SHA
 from .dialogue import Command
 from .errors import ErrorReply
+from .memory_streams import MemoryStreams
 from .wire import Push, Wire, WireUser
 
 __all__ = ["MemoryOpener", "MemoryServer"]
 
 
 class MemoryServer:
-    """The state that connections share: who has subscribed to what."""
+    """The state that connections share: who has subscribed to what, and what is kept."""
 
     def __init__(self) -> None:
         self._channels: dict[bytes, dict[_MemoryWire, None]] = {}
         self._patterns: dict[bytes, dict[_MemoryWire, None]] = {}
+        self.streams = streams = MemoryStreams()
+        self._simple: dict[bytes, Callable[..., object]] = {
+            b"SCRIPT": lambda *_: SHA,
+            b"XRANGE": streams.range,
+            b"XREVRANGE": streams.reverse_range,
+            b"GET": streams.get,
+            b"SET": streams.set,
+            b"DEL": streams.delete,
+            b"FLUSHALL": streams.flush,
+        }
 
     def run(self, wire: _MemoryWire, command: Command) -> None:
         """Do what a command says; the answer goes to the wire."""
@@ -46,6 +58,10 @@ class MemoryServer:
                 self._unsubscribe(wire, b"punsubscribe", self._patterns, args)
             case b"PING":
                 wire.receive(args[0] if args else b"PONG")
+            case b"EVALSHA":
+                wire.receive(self.streams.append(self._publish, *args))
+            case _ if verb in self._simple:
+                wire.receive(self._simple[verb](*args))
             case _:
                 wire.receive(ErrorReply(f"ERR unknown command '{verb.decode()}'"))
 

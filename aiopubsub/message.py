@@ -6,27 +6,36 @@ Anybody may import this file.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
 from typing import Generic, TypeVar, cast
 
+from .keys import mark_of
 from .position import Position
 from .topic import Subscribable
 
-__all__ = ["Gap", "GapReason", "Message", "Origin", "Receipt", "Undecodable"]
+__all__ = ["Gap", "GapReason", "KeptMessage", "Message", "Origin", "Receipt", "Undecodable", "position_at"]
 
 T_co = TypeVar("T_co", covariant=True)
 
 
-@dataclass(slots=True)
 class Origin:
-    """Where messages come from; all messages of one channel and topic share one."""
+    """Where messages come from; all messages of one channel and topic share one.
 
-    channel: str
-    topic: Subscribable[object]
-    decode: Callable[[bytes], object] | None
+    Attributes:
+        channel: Its name.
+        topic: As what its messages are wanted.
+        is_bare: Whether they are handed over as they are: no codec, no history.
+    """
+
+    __slots__ = ("channel", "is_bare", "topic")
+
+    def __init__(self, channel: str, topic: Subscribable[object]) -> None:
+        self.channel = channel
+        self.topic = topic
+        self.is_bare = topic.decode is None and topic.history is None
 
 
 @dataclass(slots=True, repr=False)
@@ -48,6 +57,11 @@ class Message(Generic[T_co]):
     headers: Mapping[str, str]
 
     @property
+    def position(self) -> Position | None:
+        """Where it stands in its topic's history; `None` if it has none. Fit to be saved for `since`."""
+        return None
+
+    @property
     def channel(self) -> str:
         """The channel that it was published to."""
         return self._origin.channel
@@ -64,6 +78,32 @@ class Message(Generic[T_co]):
 
     def __repr__(self) -> str:
         return f"<Message on {self.channel!r}, {len(self.payload)} bytes>"
+
+
+@dataclass(slots=True, repr=False)
+class KeptMessage(Message[T_co]):
+    """A message that its topic's history keeps.
+
+    Attributes:
+        id: Of its entry in the stream.
+        uid: Its own name.
+        after: The uid of the message in front of it.
+    """
+
+    id: bytes
+    uid: bytes
+    after: bytes
+
+    @property
+    def position(self) -> Position | None:
+        return position_at(self.id, self.uid, self._origin.channel)
+
+
+def position_at(name: bytes, uid: bytes, channel: str) -> Position:
+    """The position of the entry with this id and uid in the history of a channel."""
+    epoch, _, offset = name.partition(b"-")
+    mark = mark_of(channel.encode("utf-8", "surrogateescape"))
+    return Position(int(epoch), int(offset), mark, uid.decode())
 
 
 class GapReason(Enum):
@@ -123,12 +163,14 @@ class Undecodable:
         payload: The bytes that were published.
         error: What `decode` raised.
         topic: What matched.
+        position: Where it stands in its topic's history; `None` if it has none.
     """
 
     channel: str
     payload: bytes
     error: Exception
     topic: Subscribable[object]
+    position: Position | None = None
 
     def __repr__(self) -> str:  # the repr of an error may hold what it is about
         return f"<Undecodable on {self.channel!r}, {len(self.payload)} bytes: {type(self.error).__name__}>"

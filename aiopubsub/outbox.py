@@ -13,26 +13,24 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Iterator
 from copy import copy
-from typing import Any, Protocol, TypeAlias
+from enum import Enum
+from typing import Any, TypeAlias
 
-from .dialogue import PUBLISH, Command, OutOfStep
+from .append import CALL_BYTES, CALL_ENTRIES, LOAD, SHA, Append, pack, unpack
+from .dialogue import PUBLISH, Command, OutOfStep, Promise
 from .errors import ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
+from .keys import history_key
+from .topic import History
 
-__all__ = ["Batch", "Line", "Outbox", "Promise", "Request", "channel_of"]
+__all__ = ["Batch", "Line", "Outbox", "Request", "channel_of"]
 
 _PONG = b"PONG"
+_KNOWN = 1024  # histories of which a publisher knows how far they reach; one more and it starts anew
 
 WRITE_BYTES = 256 * 1024
 """Payload bytes in one write: enough to fill a socket buffer, little enough to stop soon after it."""
-
-
-class Promise(Protocol):
-    """Where an answer goes; an `asyncio.Future` is one."""
-
-    def done(self) -> bool: ...
-    def set_result(self, result: Any, /) -> None: ...
-    def set_exception(self, exception: PubSubError, /) -> None: ...
 
 
 Request: TypeAlias = "tuple[Promise, float, Command, Line]"
@@ -65,6 +63,11 @@ class Batch:
         self.error: PubSubError | None = None
 
     @property
+    def size(self) -> int:
+        """Commands in all."""
+        return len(self.commands)
+
+    @property
     def in_flight(self) -> int:
         """Commands without an answer, once it was sent."""
         return len(self.commands) - len(self.replies)
@@ -95,25 +98,69 @@ class Batch:
         return failures
 
 
+class Call:
+    """Appends of one line to one history that are sent as one command."""
+
+    __slots__ = ("appends", "in_flight", "key", "line")
+
+    def __init__(self, appends: list[Append], line: Line) -> None:
+        self.appends = appends
+        self.line = line
+        self.key = history_key(appends[0].channel)
+        self.in_flight = sum(append.in_flight for append in appends)
+
+    def command(self) -> Command:
+        """What to send."""
+        return pack(self.key, self.appends, self.line.known.get(self.key))
+
+    def answer(self, reply: object) -> None:
+        """Tell those who wait.
+
+        Raises:
+            OutOfStep: It cannot be the answer to this call.
+        """
+        if isinstance(reply, ErrorReply):
+            for append in self.appends:
+                _fail(append, PublishRefused(append.channel.decode(), str(reply)))
+            return
+        results = unpack(reply, self.in_flight)
+        self.line.know(self.key, results[-1][0])
+        for append in self.appends:
+            count = append.in_flight
+            append.results, results = results[:count], results[count:]
+            if not append.promise.done():
+                append.promise.set_result(None)
+
+    def take_back(self) -> None:
+        """Let those who still wait stand at the head of the line again: a message has a name, so it is
+        stored once however often it is sent."""
+        for append in reversed(self.appends):
+            if not append.promise.done():
+                append.was_sent = True
+                self.line.waiting.appendleft(append)
+
+
 class Line:
     """The requests of one publisher, in their order.
 
     Attributes:
         max_in_flight: Commands that may be without an answer at a time.
         in_flight: Those that are.
-        waiting: Requests that were not yet sent.
+        waiting: Requests that are to be sent.
+        known: The last id that its publisher knows to be stored, by key; of `_KNOWN` histories.
         closed_by: Why it takes no more, or `None`.
     """
 
-    __slots__ = ("closed_by", "in_flight", "max_in_flight", "waiting")
+    __slots__ = ("closed_by", "in_flight", "known", "max_in_flight", "waiting")
 
     def __init__(self, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
         self.in_flight = 0
-        self.waiting: deque[Request | Batch] = deque()
+        self.waiting: deque[Request | Batch | Append] = deque()
+        self.known: dict[bytes, bytes] = {}
         self.closed_by: PubSubError | None = None
 
-    def add(self, request: Request | Batch) -> bool:
+    def add(self, request: Request | Batch | Append) -> bool:
         """Put a request at the end; whether nothing stood before it, so that somebody must be told.
 
         Raises:
@@ -129,7 +176,25 @@ class Line:
         """Tell what still waits, and take no more."""
         self.closed_by = error
         while self.waiting:
-            _fail(self.waiting.popleft(), copy(error))  # each raise grows its own traceback
+            request = self.waiting.popleft()
+            if isinstance(request, Append) and request.was_sent:
+                reason = "it was closed before the server answered"
+                _fail(request, Unconfirmed(request.channel.decode(), reason))
+            else:
+                _fail(request, copy(error))  # each raise grows its own traceback
+
+    def know(self, key: bytes, last: bytes) -> None:
+        """So far a history is known to reach."""
+        if len(self.known) >= _KNOWN:
+            self.known.clear()
+        self.known[key] = last
+
+
+class _Own(Enum):
+    """What we ask for ourselves."""
+
+    PING = "ping"
+    LOAD = "load"
 
 
 class Outbox:
@@ -137,27 +202,29 @@ class Outbox:
 
     is_stalled = False  # it always takes what comes
 
+    histories: dict[str, History]
+    """The histories of topics that publishers have given, so that all give the same."""
+
     def __init__(self, push: type[list[Any]]) -> None:
+        self.histories = {}
         self._push = push
         self._lines: list[Line] = []
-        self._replies: deque[Request | Batch | None] = deque()  # None: a PING of our own
+        self._replies: deque[Request | Batch | Call | _Own] = deque()
         self._pings = 0
+        self._has_script = False  # the server of this session was told it
+        self._load_error: ErrorReply | None = None  # what it said to that
         self._is_live = False
         self._closed_by: PubSubError | None = None
 
     @property
     def in_flight(self) -> int:
         """Commands that were sent and have no answer yet."""
-        return sum(request.in_flight if isinstance(request, Batch) else 1 for request in self._replies)
+        return sum(map(_count, self._replies))
 
     @property
     def waiting(self) -> int:
         """Commands that were not sent yet."""
-        return sum(
-            request.in_flight if isinstance(request, Batch) else 1
-            for line in self._lines
-            for request in line.waiting
-        )
+        return sum(_count(request) for line in self._lines for request in line.waiting)
 
     # -- what publishers want ----------------------------------------------------------------------
 
@@ -180,14 +247,17 @@ class Outbox:
         for line in self._lines:
             waiting = line.waiting
             while waiting:
-                promise, deadline, channel = _look_at(waiting[0])
+                request = waiting[0]
+                promise, deadline, channel = _look_at(request)
                 if deadline > now and not promise.done():
                     earliest = min(earliest, deadline)
                     break
-                _fail(waiting.popleft(), NotSent(channel, self._why_not_sent()))
-        for request in self._replies:
-            if request is None:
-                continue
+                waiting.popleft()
+                if isinstance(request, Append) and request.was_sent:
+                    _fail(request, Unconfirmed(channel, "the connection was lost, " + self._why_not_sent()))
+                else:
+                    _fail(request, NotSent(channel, self._why_not_sent()))
+        for request in self._unanswered():
             promise, deadline, channel = _look_at(request)
             if promise.done():
                 continue
@@ -211,6 +281,7 @@ class Outbox:
     def begin(self) -> None:
         """A session begins."""
         self._is_live = True
+        self._has_script = False
 
     def commands(self) -> list[Command]:
         """What to send now, in order, `WRITE_BYTES` at most; empty when nothing waits or fits."""
@@ -225,7 +296,7 @@ class Outbox:
                 self._lines = self._lines[seen:] + self._lines[:seen]
                 break
         for _ in range(self._pings):
-            self._replies.append(None)
+            self._replies.append(_Own.PING)
             commands.append((b"PING",))
         self._pings = 0
         return commands
@@ -265,29 +336,61 @@ class Outbox:
                     promise.set_result(reply)
                 else:
                     promise.set_exception(error)
-            elif request is None:
-                replies.popleft()
-                if reply != _PONG and reply.__class__ is not ErrorReply:  # no permission, perhaps
-                    raise OutOfStep(f"the answer to a PING was due, not {type(reply).__name__}")
-            else:
+            elif isinstance(request, Batch):
                 if reply.__class__ is not int:
                     _check_refusal(reply)
                 request.line.in_flight -= 1
                 if request.answer(reply):
                     replies.popleft()
+            else:
+                self._on_other(request, reply)
+                replies.popleft()
         return False
 
     def end(self) -> None:
         """The session has ended: what was sent and not answered stays unconfirmed."""
         self._is_live = False
-        for request in self._replies:
-            if request is not None:
-                reason = "the connection was lost before the server answered"
+        reason = "the connection was lost before the server answered"
+        for request in reversed(self._replies):
+            if isinstance(request, Call):
+                request.take_back()
+            elif not isinstance(request, _Own):
                 _fail(request, Unconfirmed(_look_at(request)[2], reason))
         for line in self._lines:
             line.in_flight = 0
         self._replies.clear()
         self._pings = 0
+
+    # -- inside ------------------------------------------------------------------------------------
+
+    def _unanswered(self) -> Iterator[Request | Batch | Append]:
+        """What was sent and has no answer, of those who wait."""
+        for request in self._replies:
+            if isinstance(request, Call):
+                yield from request.appends
+            elif not isinstance(request, _Own):
+                yield request
+
+    def _on_other(self, request: Call | _Own, reply: object) -> None:
+        """The answer to what is asked less often."""
+        is_error = reply.__class__ is ErrorReply
+        if request is _Own.PING:
+            if reply != _PONG and not is_error:  # an error: no permission, perhaps
+                raise OutOfStep(f"the answer to a PING was due, not {type(reply).__name__}")
+        elif request is _Own.LOAD:
+            if reply != SHA and not is_error:
+                raise OutOfStep(f"the name of a script was due, not {type(reply).__name__}")
+            self._load_error = reply if isinstance(reply, ErrorReply) else None
+        elif is_error and str(reply).startswith("LOADING"):
+            raise OutOfStep("the server is still loading its data")
+        elif is_error and str(reply).startswith("NOSCRIPT"):
+            if self._load_error is None:  # somebody has flushed it: begin again, so that order is kept
+                raise OutOfStep("the server has lost the script that appends to histories")
+            request.line.in_flight -= request.in_flight
+            request.answer(self._load_error)
+        else:
+            request.line.in_flight -= request.in_flight
+            request.answer(reply)
 
     def _send(self, line: Line, commands: list[Command], left: int) -> int:
         """Move what fits from a line to the commands and the replies; bytes that are left."""
@@ -303,6 +406,20 @@ class Outbox:
                 commands.append(command)
                 free -= 1
                 left -= len(command[-1])
+            elif isinstance(request, Append):
+                if request.in_flight > free < line.max_in_flight:
+                    break
+                call = self._gather(line, free)
+                if call is not None:
+                    if not self._has_script:
+                        self._has_script = True
+                        replies.append(_Own.LOAD)
+                        commands.append(LOAD)
+                    commands.append(call.command())
+                    replies.append(call)
+                    free -= call.in_flight
+                    left -= sum(append.bytes for append in call.appends)
+                continue
             else:
                 count = request.in_flight
                 if count > free < line.max_in_flight:
@@ -316,6 +433,24 @@ class Outbox:
             replies.append(request)
         line.in_flight = line.max_in_flight - free
         return left
+
+    def _gather(self, line: Line, free: int) -> Call | None:
+        """Appends from the head of a line that can go in one call; `None` if all have given up."""
+        waiting, first = line.waiting, line.waiting[0]
+        appends: list[Append] = []
+        count, size = 0, 0
+        while waiting and isinstance(append := waiting[0], Append) and isinstance(first, Append):
+            is_alike = (append.channel, append.history) == (first.channel, first.history)
+            count += append.in_flight
+            size += append.bytes
+            if appends and (not is_alike or count > min(free, CALL_ENTRIES) or size > CALL_BYTES):
+                break
+            waiting.popleft()
+            if append.promise.done():
+                count -= append.in_flight
+            else:
+                appends.append(append)
+        return Call(appends, line) if appends else None
 
     def _why_not_sent(self) -> str:
         if self._is_live:
@@ -334,18 +469,25 @@ def _check_refusal(reply: object) -> None:
         raise OutOfStep(f"the answer to a PUBLISH was due, not {type(reply).__name__}")
 
 
-def _look_at(request: Request | Batch) -> tuple[Promise, float, str]:
+def _count(request: Request | Batch | Append | Call | _Own) -> int:
+    """Commands of a request that wait, or messages of it."""
+    return 1 if isinstance(request, (tuple, _Own)) else request.in_flight
+
+
+def _look_at(request: Request | Batch | Append) -> tuple[Promise, float, str]:
     """The promise, the deadline, and the channel of the first command without an answer."""
+    if isinstance(request, Append):
+        return request.promise, request.deadline, request.channel.decode()
     if isinstance(request, Batch):
         return request.promise, request.deadline, channel_of(request.commands[len(request.replies)])
     promise, deadline, command, _ = request
     return promise, deadline, channel_of(command)
 
 
-def _fail(request: Request | Batch, error: PubSubError) -> None:
+def _fail(request: Request | Batch | Append, error: PubSubError) -> None:
     """Tell why there will be no answer, unless the caller has given up."""
-    if isinstance(request, Batch):
-        if not request.promise.done():
-            request.fail(error)
-    elif not request[0].done():
-        request[0].set_exception(error)
+    if isinstance(request, tuple):
+        if not request[0].done():
+            request[0].set_exception(error)
+    elif not request.promise.done():
+        request.fail(error)

@@ -6,12 +6,14 @@ server keeps it (docs/reference/wire-format.md). Anybody may import this file.
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple
 
 __all__ = ["Position"]
 
 _MAX = 2**64 - 1  # of each part of a stream entry's id (https://redis.io/docs/latest/commands/xadd/)
 _MAX_UID_LENGTH = 256
+_MARK = re.compile("[0-9a-f]{8}").fullmatch
 
 
 class Position(NamedTuple):
@@ -24,12 +26,14 @@ class Position(NamedTuple):
     Attributes:
         epoch: When this history began, in milliseconds since 1970 by the server's clock.
         offset: Messages of this history up to this one, itself included; counts up by one.
+        mark: A checksum of the channel's name, which tells positions of different topics apart.
         uid: The message's own name, given by its publisher. It tells a history that forked from one
-            that went on.
+            that went on; `-` stands in front of a history's first message.
     """
 
     epoch: int
     offset: int
+    mark: str
     uid: str
 
     @classmethod
@@ -43,10 +47,13 @@ class Position(NamedTuple):
         if not isinstance(text, str):
             raise TypeError(f"a position's text must be a str, not {type(text).__name__}")
         epoch, _, rest = text.partition("-")
-        offset, _, uid = rest.partition("-")
-        if not (_is_number(epoch) and _is_number(offset) and _is_uid(uid)):
-            raise ValueError(f"not a position: {text[:100]!r}; one looks like '1700000000000-42-AbC.7'")
-        return cls(int(epoch), int(offset), uid)
+        offset, _, rest = rest.partition("-")
+        mark, _, uid = rest.partition("-")
+        if not (_is_number(epoch) and _is_number(offset) and _MARK(mark) and _is_uid(uid)):
+            raise ValueError(
+                f"not a position: {text[:100]!r}; one looks like '1700000000000-42-0a1b2c3d-5f.7'"
+            )
+        return cls(int(epoch), int(offset), mark, uid)
 
     @property
     def id(self) -> str:
@@ -54,7 +61,7 @@ class Position(NamedTuple):
         return f"{self.epoch}-{self.offset}"
 
     def __str__(self) -> str:
-        return f"{self.epoch}-{self.offset}-{self.uid}"
+        return f"{self.epoch}-{self.offset}-{self.mark}-{self.uid}"
 
 
 def _is_number(text: str) -> bool:

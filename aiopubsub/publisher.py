@@ -10,18 +10,20 @@ import asyncio
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from secrets import token_hex
 from types import TracebackType
-from typing import Any, Self, TypeAlias, TypeVar, overload
+from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, overload
 
+from .append import Append, Entry
 from .checks import check_count, check_seconds
 from .client import Client, Source, as_client, begin, deployment_of
 from .dialogue import PUBLISH, Command
-from .errors import Closed, EncodeFailed, PubSubError
-from .frame import MAGIC, frame
+from .errors import Closed, EncodeFailed, NotSent, PubSubError
+from .frame import MAGIC, frame, pack_headers
 from .link import Link
-from .message import Receipt
+from .message import Receipt, position_at
 from .outbox import Batch, Line, Outbox
-from .topic import Topic
+from .topic import History, Topic
 
 __all__ = ["BytesLike", "Publisher"]
 
@@ -66,9 +68,12 @@ class Publisher:
         self._client, self._owns_client = as_client(source_or_client)
         self._way: tuple[Link[Outbox], Line] | None = None  # to the server, from the first use on
         self._topics: dict[str, Topic[bytes]] = {}  # of the channels that were given as str
+        self._kept: dict[str, History] = {}  # topics with history that this client publishes to
+        self._name = token_hex(6).encode()
+        self._numbers = itertools.count(1)
         self._is_closed = False
         self._time: Callable[[], float]  # of the event loop, bound at the first use
-        self._create_future: Callable[[], asyncio.Future[int]]
+        self._create_future: Callable[[], asyncio.Future[Any]]
 
     async def __aenter__(self) -> Self:
         """Connect.
@@ -121,6 +126,9 @@ class Publisher:
         While there is no connection it waits for one. Cancelling it is safe: a message that has not
         left is not sent; one that has is published.
 
+        On a topic with history it is sent again after a lost connection, and stored once all the same;
+        `Receipt.duplicate` tells whether the first try had arrived.
+
         Args:
             topic: A `Topic`, or a `str` for a topic of bytes.
             data: What the topic's `encode` takes; for a topic of bytes, bytes or `str`.
@@ -128,7 +136,7 @@ class Publisher:
                 this library get them as `Message.headers`, others see a framed message.
 
         Returns:
-            How many connections the server handed it to.
+            How many connections the server handed it to; where it stands in the topic's history.
 
         Raises:
             EncodeFailed: `encode` raised, or returned something that is not bytes.
@@ -137,9 +145,12 @@ class Publisher:
             PublishRefused: The server refused it, for example for lack of permission.
             ConnectFailed: There will be no connection: the server refused this client.
             Closed: The publisher or its client is closed, or not open yet.
-            TypeError, ValueError: An argument is not what it should be.
+            TypeError, ValueError: An argument is not what it should be, or the channel is published
+                to with another history, or with and without one.
         """
         way = self._way or self._open_way()
+        if isinstance(topic, Topic) and topic.history is not None:
+            return await self._append(way, topic, self._entry(topic, topic.history, data, headers))
         return _receipt(await self._request(way, self._command(topic, data, headers)))
 
     @overload
@@ -169,7 +180,7 @@ class Publisher:
         """
         pairs = ((first, item) for item in items) if items is not None else iter(first)
         window = max(1, self._max_in_flight // _BATCH)
-        pending: deque[tuple[Batch, asyncio.Future[None]]] = deque()
+        pending: deque[tuple[Batch | Append, asyncio.Future[None]]] = deque()
         receipts: list[Receipt] = []
         settled = 0
         failures: dict[int, PubSubError] = {}
@@ -187,8 +198,8 @@ class Publisher:
                     await answered
                     pending.popleft()
                     failures |= {settled + at: error for at, error in batch.failures().items()}
-                    settled += len(batch.commands)
-                    receipts += map(_receipt, batch.replies)
+                    settled += batch.size
+                    receipts += _receipts(batch)
                     is_over = is_over or bool(failures)
         finally:
             for _, answered in pending:  # when cancelled: what has not left is not sent
@@ -214,18 +225,16 @@ class Publisher:
             return
         self._is_closed = True
         way, self._way = self._way, None
-        try:
-            if way is not None and (way[1].waiting or way[1].in_flight):
-                # answers come in order: when this one is here, so are all before it
-                await self._request(way, (b"PING",))
-        except PubSubError:
-            pass  # whoever waits for a receipt is told
-        finally:
-            if way is not None:
-                link, line = way
+        if way is not None:
+            link, line = way
+            try:
+                await self._work_off(way)
+            finally:
                 link.dialogue.close_line(line, Closed("Publisher"))
-            if self._owns_client:
-                await self._client.aclose()
+                if self._owns_client:
+                    await self._client.aclose()
+        elif self._owns_client:
+            await self._client.aclose()
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -235,6 +244,7 @@ class Publisher:
             raise Closed("Publisher")
         link = deployment_of(self._client).commanding()
         self._way = (link, link.dialogue.open_line(self._max_in_flight))
+        self._kept = link.dialogue.histories
         loop = asyncio.get_running_loop()
         self._time, self._create_future = loop.time, loop.create_future
         link.open()
@@ -249,21 +259,81 @@ class Publisher:
             link.kick(deadline)
         return promise
 
+    async def _work_off(self, way: tuple[Link[Outbox], Line]) -> None:
+        """Until all has its answer, or the time is over; whoever waits for a receipt is told."""
+        _, line = way
+        give_up_at = self._time() + self._timeout
+        while (line.waiting or line.in_flight) and self._time() < give_up_at:
+            try:
+                # answers come in order: when this one is here, so are all before it
+                await self._request(way, (b"PING",))
+            except NotSent:
+                return
+            except PubSubError:
+                continue  # the connection was lost: what a history keeps is sent again
+
+    async def _append(self, way: tuple[Link[Outbox], Line], topic: Topic[Any], kept: _Kept) -> Receipt:
+        """Put one message of a topic with history into the line, and wait for its receipt."""
+        link, line = way
+        promise: asyncio.Future[None] = self._create_future()
+        deadline = self._time() + self._timeout
+        append = Append(promise, deadline, kept.channel, kept.history, [kept.entry])
+        if line.add(append):
+            link.kick(deadline)
+        await promise
+        if append.error is not None:
+            raise append.error
+        return _receipts(append)[0]
+
     def _begin_batch(
-        self, pairs: Iterator[tuple[Any, Any]], pending: deque[tuple[Batch, asyncio.Future[None]]]
+        self,
+        pairs: Iterator[tuple[Any, Any]],
+        pending: deque[tuple[Batch | Append, asyncio.Future[None]]],
     ) -> bool:
         """Send the next messages of `publish_many`; whether there were any."""
         size = min(_BATCH, self._max_in_flight)
-        commands = [self._command(topic, data, None) for topic, data in itertools.islice(pairs, size)]
-        if commands:
-            link, line = self._way or self._open_way()
-            deadline = self._time() + self._timeout
-            answered: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            batch = Batch(answered, deadline, commands, line)
+        prepared = [self._prepare(topic, data) for topic, data in itertools.islice(pairs, size)]
+        if not prepared:
+            return False
+        link, line = self._way or self._open_way()
+        deadline = self._time() + self._timeout
+        has_kept = _Kept in set(map(type, prepared))
+        groups = itertools.groupby(prepared, _group_of) if has_kept else [(None, prepared)]
+        for _, group in groups:
+            items: list[Any] = list(group)
+            answered: asyncio.Future[None] = self._create_future()
+            if isinstance(items[0], _Kept):
+                entries = [item.entry for item in items]
+                batch: Append | Batch = Append(
+                    answered, deadline, items[0].channel, items[0].history, entries
+                )
+            else:
+                batch = Batch(answered, deadline, items, line)
             line.add(batch)
             pending.append((batch, answered))
-            link.kick(deadline)
-        return bool(commands)
+        link.kick(deadline)
+        return True
+
+    def _prepare(self, topic: str | Topic[Any], data: Any) -> Command | _Kept:
+        """What to send of a message of `publish_many`."""
+        if isinstance(topic, Topic) and topic.history is not None:
+            return self._entry(topic, topic.history, data, None)
+        return self._command(topic, data, None)
+
+    def _entry(
+        self, topic: Topic[Any], history: History, data: Any, headers: Mapping[str, str] | None
+    ) -> _Kept:
+        """What to append, after all checks: nothing was sent if this raises."""
+        if len(self._kept) >= _TOPICS:
+            self._kept.clear()
+        if self._kept.setdefault(topic.name, history) != history:
+            raise ValueError(
+                f"{topic.name!r} is published to with {self._kept[topic.name]}, so not with {history} too; "
+                "use one Topic for it"
+            )
+        payload = data if topic.encode is None and isinstance(data, bytes) else _encode(topic, data)
+        uid = b"%b.%d" % (self._name, next(self._numbers))
+        return _Kept(topic.key, history, Entry(uid, pack_headers(headers), payload))
 
     def _command(self, topic: str | Topic[Any], data: Any, headers: Mapping[str, str] | None) -> Command:
         """What to send, after all checks: nothing was sent if this raises."""
@@ -271,6 +341,10 @@ class Publisher:
             topic = self._topics.get(topic) or self._topic(topic)
         elif not isinstance(topic, Topic):
             raise TypeError(f"topic must be a str or a Topic, not {type(topic).__name__}")
+        if self._kept and topic.name in self._kept:
+            raise ValueError(
+                f"{topic.name!r} is published to with a history; a message without one would be missing in it"
+            )
         is_ready = topic.encode is None and isinstance(data, bytes)
         payload = data if is_ready else _encode(topic, data)
         if headers or payload[:4] == MAGIC:  # a third of what `startswith` takes
@@ -282,6 +356,30 @@ class Publisher:
             self._topics.clear()
         topic = self._topics[name] = Topic(name)
         return topic
+
+
+class _Kept(NamedTuple):
+    """A message that is ready to be appended."""
+
+    channel: bytes
+    history: History
+    entry: Entry
+
+
+def _group_of(prepared: Command | _Kept) -> tuple[bytes, History] | None:
+    """Messages of one group may go into one request."""
+    return (prepared.channel, prepared.history) if isinstance(prepared, _Kept) else None
+
+
+def _receipts(batch: Batch | Append) -> list[Receipt]:
+    """Of what was answered, in order; those that failed are told by `failures`."""
+    if isinstance(batch, Batch):
+        return [_receipt(reply) for reply in batch.replies]
+    channel = batch.channel.decode()
+    return [
+        Receipt(max(0, receivers), position_at(name, entry.uid, channel), receivers < 0)
+        for (name, receivers), entry in zip(batch.results, batch.entries, strict=False)
+    ]
 
 
 def _receipt(receivers: int) -> Receipt:

@@ -26,18 +26,20 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from enum import Enum
+from types import MappingProxyType
 from typing import Any
 
 from .dialogue import Command, OutOfStep
 from .errors import Closed, ErrorReply, PubSubError, SubscribeRefused
-from .frame import MAGIC, NO_HEADERS, unframe
+from .frame import MAGIC, NO_HEADERS, Place, unframe
 from .mailbox import Mailbox
-from .message import Message
+from .message import KeptMessage, Message
 from .routes import Kind, Route, Target, Ticket
 from .topic import Subscribable
+from .trail import Stage, Trail, Unreadable
 
 __all__ = ["Router"]
 
@@ -49,6 +51,12 @@ TURN = 25_000
 
 STAGE = 100_000
 """Deliveries that are staged at a time, which takes 0.03 µs each, before mailboxes take theirs."""
+
+READS = 8
+"""Trails that may wait for a page at a time, so that 8 MB of them are on their way at most."""
+
+AUDIT_S = 60.0
+"""How often a trail that is quiet looks whether the history is still the one it follows."""
 
 WAKE_COST = 25
 """Deliveries that take as long as to wake the task of one subscriber: 5 µs."""
@@ -81,6 +89,17 @@ class _Burst:
         self.error: str | None = None
 
 
+class _Reading:
+    """What a trail has asked for."""
+
+    __slots__ = ("missing", "replies", "trail")
+
+    def __init__(self, trail: Trail, missing: int) -> None:
+        self.trail = trail
+        self.missing = missing  # replies
+        self.replies: list[Any] = []
+
+
 class Router:
     """The decisions of one listening connection.
 
@@ -94,14 +113,19 @@ class Router:
     def __init__(self, push: type[list[Any]]) -> None:
         self.is_stalled = False
         self._push = push
-        self._mailboxes: dict[Mailbox, None] = {}
+        self._mailboxes: dict[Mailbox, dict[Target, Trail]] = {}  # with the trails that fill them
         self._wishes: dict[Kind, dict[bytes, Route]] = {kind: {} for kind in Kind}
         self._wire: dict[Target, tuple[Wire, _Burst]] = {}
         self._dirty: dict[Target, None] = {}  # wish and wire may differ; in order of change
         self._alone: set[Target] = set()  # of a burst that failed: to be asked one by one
         self._tickets: dict[Target, list[Ticket]] = {}
         self._missing: dict[Mailbox, set[Target]] = {}  # lost with the connection, not yet back
-        self._bursts: deque[_Burst] = deque()  # sent, fence not yet back
+        self._due: deque[_Burst | _Reading] = deque()  # sent, and not all of it answered
+        self._wanting: dict[Trail, None] = {}  # trails that want to ask, in order
+        self._reading: set[Trail] = set()  # trails whose answers are due
+        self._joining: dict[Trail, list[Ticket]] = {}  # to be released when it is joined
+        self._catching_up: dict[Trail, list[Ticket]] = {}  # to be released when it is live
+        self._audits: dict[Trail, float] = {}  # when the next one is due, by the clock of `expire`
         self._fences: list[_Burst] = []  # to be sent, without a command
         self._touched: deque[Mailbox] = deque()  # have staged messages
         self._tokens = itertools.count(1)
@@ -110,13 +134,22 @@ class Router:
 
     # -- what subscribers want ---------------------------------------------------------------------
 
-    def add(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
-        """Let a mailbox have these topics. The ticket is done when each is confirmed or refused."""
+    def add(
+        self,
+        mailbox: Mailbox,
+        topics: Iterable[Subscribable[object]],
+        ticket: Ticket,
+        trails: Mapping[Subscribable[object], Trail] = MappingProxyType({}),
+    ) -> None:
+        """Let a mailbox have these topics, along these trails if they have a history.
+
+        The ticket is done when each is confirmed or refused, and each trail is joined.
+        """
         if self._closed_by is not None:
             ticket.error = copy(self._closed_by)
             ticket.check()
             return
-        self._mailboxes[mailbox] = None
+        its_trails = self._mailboxes.setdefault(mailbox, {})
         for topic in topics:
             target = Target.of(topic)
             wishes = self._wishes[target.kind]
@@ -124,9 +157,17 @@ class Router:
             if route is None:
                 route = wishes[target.key] = Route(target, topic.name)
                 self._dirty[target] = None
-            route.add(topic, mailbox)
+            trail = its_trails.get(target)
+            if trail is None and topic in trails:
+                trail = its_trails[target] = trails[topic]
+            route.add(topic, mailbox, trail)
             if self._wire_state(target) is not Wire.ON:
                 self._wait_for(target, ticket)
+            elif trail is not None and trail.state is Stage.OFF:
+                self._set_out(trail)
+            if trail is not None and not trail.is_joined:
+                ticket.hold()
+                self._joining.setdefault(trail, []).append(ticket)
         ticket.check()
 
     def remove(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
@@ -137,6 +178,7 @@ class Router:
         for topic in topics:
             target = Target.of(topic)
             self._found(mailbox, target)
+            self._leave(mailbox, target)
             route = self._wishes[target.kind].get(target.key)
             if route is None:
                 continue
@@ -161,6 +203,20 @@ class Router:
             self._fences.append(_Burst(self._new_token(), ticket=ticket))
         ticket.check()
 
+    def catch_up(self, mailbox: Mailbox, ticket: Ticket) -> None:
+        """Let a ticket be done when all that its histories hold has been put into a mailbox."""
+        for trail in self._mailboxes.get(mailbox, {}).values():
+            if trail.state is not Stage.LIVE:
+                ticket.hold()
+                self._catching_up.setdefault(trail, []).append(ticket)
+        ticket.check()
+
+    def make_use_of_room(self, mailbox: Mailbox) -> None:
+        """A mailbox has room again: read on for it."""
+        for trail in self._mailboxes.get(mailbox, {}).values():
+            trail.has_room()
+            self._let_ask(trail)
+
     def forget(self, mailbox: Mailbox) -> None:
         """Let go of a mailbox whose topics were all removed."""
         self._mailboxes.pop(mailbox, None)
@@ -172,9 +228,14 @@ class Router:
             ticket.error = error
             ticket.release()
         self._tickets.clear()
+        for waiting in (self._joining, self._catching_up):
+            for ticket in [ticket for tickets in waiting.values() for ticket in tickets]:
+                ticket.error = error
+                ticket.release()
+            waiting.clear()
         for mailbox in self._mailboxes:
             if not isinstance(error, Closed):
-                mailbox.put_error(error)
+                mailbox.put(error)
             mailbox.end()
         self._mailboxes.clear()
 
@@ -188,7 +249,7 @@ class Router:
 
     def commands(self) -> list[Command]:
         """What to send now, in order. Asked again, it is empty until something has changed."""
-        if not self._is_live or not (self._dirty or self._fences):
+        if not self._is_live or not (self._dirty or self._fences or self._wanting):
             return []
         bursts: dict[tuple[Kind, Wire], list[Target]] = {}
         for target in self._dirty:
@@ -211,6 +272,13 @@ class Router:
                 commands.append(self._send_fence(burst))
         commands.extend(map(self._send_fence, self._fences))
         self._fences.clear()
+        while self._wanting and len(self._reading) < READS:
+            trail = next(iter(self._wanting))
+            del self._wanting[trail]
+            if questions := trail.ask():
+                self._reading.add(trail)
+                self._due.append(_Reading(trail, len(questions)))
+                commands += questions
         return commands
 
     def ping(self) -> None:
@@ -236,8 +304,18 @@ class Router:
         return bool(backlog or self._touched)
 
     def expire(self, now: float) -> float:
-        """Nothing here has a deadline: subscribers bound their own waits."""
-        return math.inf
+        """Let quiet trails look after their histories, each at its time; when the next one is due."""
+        trails = [trail for trails in self._mailboxes.values() for trail in trails.values()]
+        audits = self._audits
+        for count, trail in enumerate(trails):
+            if trail not in audits:  # spread out, so that not all look at once
+                audits[trail] = now + AUDIT_S * (1 - count * 0.618 % 1)
+            elif audits[trail] <= now:
+                audits[trail] = now + AUDIT_S
+                if trail.state is Stage.LIVE and trail not in self._reading:
+                    self._wanting[trail] = None
+        self._audits = {trail: audits[trail] for trail in trails}
+        return min(self._audits.values(), default=math.inf)
 
     def end(self) -> None:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
@@ -247,15 +325,20 @@ class Router:
         for target, (state, _) in self._wire.items():
             route = self._wishes[target.kind].get(target.key)
             if route is not None and state is Wire.ON:
-                for mailbox in route.mailboxes():
+                for mailbox in route.live_mailboxes():
                     lost.setdefault(mailbox, []).append(route.name)
                     self._missing.setdefault(mailbox, set()).add(target)
         for mailbox, names in lost.items():
             mailbox.open_hole(names)
-        bursts = [*self._bursts, *self._fences]
+        for trails in self._mailboxes.values():
+            for trail in trails.values():
+                trail.off()
+        bursts = [*(due for due in self._due if isinstance(due, _Burst)), *self._fences]
         forgotten = [target for target in self._wire if target.key not in self._wishes[target.kind]]
         self._wire.clear()
-        self._bursts.clear()
+        self._due.clear()
+        self._wanting.clear()
+        self._reading.clear()
         self._fences.clear()
         for target in forgotten:
             self._settle(target)
@@ -302,13 +385,20 @@ class Router:
                 if payload.__class__ is not bytes:
                     raise OutOfStep(f"a message of {type(payload).__name__}, not bytes")
                 headers = NO_HEADERS
+                place: Place | None = None
                 if payload and payload[0] == magic:  # takes a third of what `startswith` does
-                    payload, headers = unframe(payload)
+                    if (framed := unframe(payload)) is not None:
+                        payload, headers, place = framed
+                    elif payload.startswith(MAGIC):
+                        route.count_malformed()
                 if running is not None and route is not running:
                     self._stage(running, run)
                     running, run = None, []
                 origin = route.origin if channel is None else route.first.origin_in(channel)
-                message = Message(payload, payload, origin, headers)
+                if place is None:
+                    message = Message(payload, payload, origin, headers)
+                else:
+                    message = KeptMessage(payload, payload, origin, headers, *place)
                 if (mailbox := route.only) is None:
                     running = route
                     run.append(message)
@@ -326,10 +416,15 @@ class Router:
         """Give a run of messages to every mailbox of a route, to take when it is settled."""
         for group in route.groups.values():
             messages = run if group is route.first else [group.own(message) for message in run]
-            for mailbox in group.mailboxes:
-                if not (staged := mailbox.staged):
+            for mailbox, trail in group.mailboxes.items():
+                is_new = not mailbox.staged
+                if trail is None:
+                    mailbox.staged += messages
+                else:
+                    trail.push(messages)
+                    self._let_ask(trail)
+                if is_new and mailbox.staged:
                     self._touched.append(mailbox)
-                staged += messages
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -344,16 +439,45 @@ class Router:
         return left
 
     def _on_reply(self, reply: object) -> None:
-        if not self._bursts:
+        if isinstance(reply, ErrorReply) and str(reply).startswith("LOADING"):
+            raise OutOfStep("the server is still loading its data")
+        if not self._due:
             raise OutOfStep(f"a reply that nobody asked for: {type(reply).__name__}")
-        burst = self._bursts[0]
-        if isinstance(reply, ErrorReply):
-            burst.error = str(reply)
-        elif reply == burst.token:
-            self._bursts.popleft()
-            self._on_fence(burst)
+        due = self._due[0]
+        if isinstance(due, _Reading):
+            due.replies.append(reply)
+            if len(due.replies) == due.missing:
+                self._due.popleft()
+                self._on_read(due)
+        elif isinstance(reply, ErrorReply):
+            due.error = str(reply)
+        elif reply == due.token:
+            self._due.popleft()
+            self._on_fence(due)
         else:
             raise OutOfStep(f"a fence was due, not {type(reply).__name__}")
+
+    def _on_read(self, reading: _Reading) -> None:
+        """All that a trail has asked for is here."""
+        trail, mailbox = reading.trail, reading.trail.mailbox
+        self._reading.discard(trail)
+        if trail.state is Stage.OFF:
+            return  # it was left meanwhile
+        is_new = not mailbox.staged
+        try:
+            for reply in reading.replies:
+                if isinstance(reply, ErrorReply):
+                    raise Unreadable(str(reply))
+            trail.answer(reading.replies)
+        except Unreadable as error:
+            self._give_up(trail, str(error))
+            return
+        if is_new and mailbox.staged:
+            self._touched.append(mailbox)
+        self._let_ask(trail)
+        self._release(self._joining, trail)
+        if trail.state is Stage.LIVE:
+            self._release(self._catching_up, trail)
 
     def _on_fence(self, burst: _Burst) -> None:
         if burst.ticket is not None:
@@ -383,6 +507,9 @@ class Router:
         if self._missing and route is not None:
             for mailbox in route.mailboxes():
                 self._found(mailbox, target)
+        if route is not None:
+            for trail in route.trails():
+                self._set_out(trail)
         for ticket in self._tickets.pop(target, ()):
             ticket.release()
 
@@ -395,9 +522,11 @@ class Router:
         for ticket in tickets:
             ticket.refused[route.name] = reason
         for mailbox in route.mailboxes():
-            if target in self._missing.get(mailbox, ()):
-                mailbox.put_error(SubscribeRefused({route.name: reason}))
+            trail = self._mailboxes[mailbox].get(target)
+            if target in self._missing.get(mailbox, ()) or (trail is not None and trail.is_joined):
+                mailbox.put(SubscribeRefused({route.name: reason}))
             self._found(mailbox, target)
+            self._leave(mailbox, target)
         for ticket in tickets:
             ticket.release()
 
@@ -409,6 +538,40 @@ class Router:
             if not missing:
                 del self._missing[mailbox]
                 mailbox.close_hole()
+
+    def _set_out(self, trail: Trail) -> None:
+        """The channel of a trail is subscribed."""
+        if trail.state is Stage.OFF:
+            trail.on()
+            self._let_ask(trail)
+
+    def _let_ask(self, trail: Trail) -> None:
+        if trail.state is Stage.READING and trail not in self._reading:
+            self._wanting[trail] = None
+
+    def _leave(self, mailbox: Mailbox, target: Target) -> None:
+        """A mailbox goes along a trail no more."""
+        trail = self._mailboxes.get(mailbox, {}).pop(target, None)
+        if trail is not None:
+            trail.off()
+            self._wanting.pop(trail, None)
+            self._release(self._joining, trail)
+            self._release(self._catching_up, trail)
+
+    def _give_up(self, trail: Trail, reason: str) -> None:
+        """The history cannot be read: to its subscriber that is a topic which was refused."""
+        mailbox, topic, is_joined = trail.mailbox, trail.topic, trail.is_joined
+        for ticket in self._joining.get(trail, ()):
+            ticket.refused[topic.name] = reason
+        nobody = Ticket(lambda: None)
+        self.remove(mailbox, (topic,), nobody)
+        if is_joined:
+            mailbox.put(SubscribeRefused({topic.name: reason}))
+
+    @staticmethod
+    def _release(waiting: dict[Trail, list[Ticket]], trail: Trail) -> None:
+        for ticket in waiting.pop(trail, ()):
+            ticket.release()
 
     def _wait_for(self, target: Target, ticket: Ticket) -> None:
         ticket.hold()
@@ -431,5 +594,5 @@ class Router:
         return b"%d" % next(self._tokens)
 
     def _send_fence(self, burst: _Burst) -> Command:
-        self._bursts.append(burst)
+        self._due.append(burst)
         return (b"PING", burst.token)

@@ -14,8 +14,9 @@ from typing import NamedTuple
 
 from .errors import PubSubError
 from .mailbox import Mailbox
-from .message import Message, Origin
+from .message import KeptMessage, Message, Origin
 from .topic import Pattern, Subscribable
+from .trail import Trail
 
 __all__ = ["Group", "Kind", "Route", "Target", "Ticket"]
 
@@ -80,7 +81,7 @@ class Group:
 
     Attributes:
         topic: As what they want them.
-        mailboxes: Who they are, in the order of subscribing.
+        mailboxes: Who they are, in the order of subscribing; with their trails if it has a history.
         origin: Of its messages; that of a pattern has no channel.
     """
 
@@ -88,8 +89,8 @@ class Group:
 
     def __init__(self, topic: Subscribable[object], channel: str) -> None:
         self.topic = topic
-        self.mailboxes: dict[Mailbox, None] = {}
-        self.origin = Origin(channel, topic, topic.decode)
+        self.mailboxes: dict[Mailbox, Trail | None] = {}
+        self.origin = Origin(channel, topic)
         self._origins: dict[bytes, Origin] = {}  # of a pattern, by channel
 
     def origin_in(self, key: bytes) -> Origin:
@@ -99,7 +100,7 @@ class Group:
             if len(self._origins) >= _ORIGINS:
                 self._origins.clear()
             channel = key.decode("utf-8", "surrogateescape")
-            origin = self._origins[key] = Origin(channel, self.topic, self.topic.decode)
+            origin = self._origins[key] = Origin(channel, self.topic)
         return origin
 
     def own(self, message: Message[object]) -> Message[object]:
@@ -107,7 +108,11 @@ class Group:
         origin = self.origin
         if not origin.channel:
             origin = self.origin_in(message.channel.encode("utf-8", "surrogateescape"))
-        return Message(message.payload, message.payload, origin, message.headers)
+        payload, headers = message.payload, message.headers
+        if isinstance(message, KeptMessage):
+            place = message.id, message.uid, message.after
+            return KeptMessage(payload, payload, origin, headers, *place)
+        return Message(payload, payload, origin, headers)
 
 
 class Route:
@@ -119,7 +124,7 @@ class Route:
         first: One of the groups.
         origin: Of the first group's messages; here too, because with 100 000 channels each object
             that is looked at takes 0.1 µs to fetch from memory.
-        only: The mailbox, while there is but one; so most routes need no loops.
+        only: The mailbox, while there is but one, without a trail; so most routes need no loops.
     """
 
     __slots__ = ("_channel", "first", "groups", "name", "only", "origin")
@@ -132,12 +137,12 @@ class Route:
         self.only: Mailbox | None = None
         self._channel = name if target.kind is Kind.CHANNEL else ""
 
-    def add(self, topic: Subscribable[object], mailbox: Mailbox) -> None:
-        """Let a mailbox have its messages as this topic."""
+    def add(self, topic: Subscribable[object], mailbox: Mailbox, trail: Trail | None) -> None:
+        """Let a mailbox have its messages as this topic, along a trail if that has a history."""
         group = self.groups.get(topic)
         if group is None:
             group = self.groups[topic] = Group(topic, self._channel)
-        group.mailboxes[mailbox] = None
+        group.mailboxes[mailbox] = trail
         self._choose()
 
     def discard(self, mailbox: Mailbox) -> None:
@@ -156,10 +161,25 @@ class Route:
         """Who wants it."""
         return itertools.chain.from_iterable(group.mailboxes for group in self.groups.values())
 
+    def live_mailboxes(self) -> Iterator[Mailbox]:
+        """Those of them that have nothing but pushes."""
+        for group in self.groups.values():
+            yield from (mailbox for mailbox, trail in group.mailboxes.items() if trail is None)
+
+    def count_malformed(self) -> None:
+        """A message looked like a frame and is none."""
+        for mailbox in self.mailboxes():
+            mailbox.malformed += 1
+
+    def trails(self) -> Iterator[Trail]:
+        """The trails of those who want its history."""
+        for group in self.groups.values():
+            yield from (trail for trail in group.mailboxes.values() if trail is not None)
+
     def _choose(self) -> None:
         self.only = None
         if self.groups:
             self.first = next(iter(self.groups.values()))
             self.origin = self.first.origin
-            if len(self.groups) == len(self.first.mailboxes) == 1:
+            if len(self.groups) == len(self.first.mailboxes) == 1 and not self.first.topic.history:
                 self.only = next(iter(self.first.mailboxes))

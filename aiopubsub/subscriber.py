@@ -9,25 +9,30 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
 import anyio
 
-from .checks import check_choice, check_count, check_seconds
+from .checks import check_choice, check_count, check_cursor_name, check_seconds
 from .client import Client, Source, as_client, begin, deployment_of
+from .cursor import Cursor
 from .deployment import Deployment
 from .errors import Closed, ConnectFailed, GapError, SlowConsumer, SubscribeRefused
 from .intake import Intake
 from .link import Link
 from .mailbox import Item, Mailbox, Overflow
-from .message import Gap, Message, Undecodable
+from .message import Gap, GapReason, KeptMessage, Message, Undecodable
+from .position import Position
 from .router import Router
 from .routes import Ticket
+from .since import Since, SinceLike, start_of_each
 from .topic import Pattern, Subscribable, as_subscribable
+from .trail import Trail
 
 __all__ = ["Events", "Subscriber", "SubscriberOptions", "SubscriberStats"]
 
@@ -47,6 +52,8 @@ class SubscriberOptions(TypedDict, total=False):
     buffer: int
     buffer_bytes: int
     overflow: OverflowName
+    since: SinceLike
+    name: str | None
     on_gap: OnGap
 
 
@@ -61,6 +68,7 @@ class SubscriberStats:
         delivered: Messages that a consumer took, undecodable ones included.
         dropped: Messages that did not fit, each reported in a `Gap(OVERFLOW)`.
         undecodable: Messages whose `decode` raised.
+        malformed: Messages that looked like a frame and were none; they were delivered as they came.
         gaps: Gaps that a consumer took.
         buffered: Messages that wait for a consumer.
         buffered_bytes: Bytes that they take, overhead included.
@@ -71,6 +79,7 @@ class SubscriberStats:
     delivered: int
     dropped: int
     undecodable: int
+    malformed: int
     gaps: int
     buffered: int
     buffered_bytes: int
@@ -86,7 +95,8 @@ class Subscriber(Generic[T]):
     the same event loop.
 
     The iterator survives lost connections. What may have been missed meanwhile is a `Gap`, at its
-    place among the messages.
+    place among the messages. On a topic with history nothing is missed: it is read again, each message
+    once and in order, as far back as the history reaches; beyond that it is a `Gap`.
 
     Args:
         source_or_client: A `Client` to share, or what `Client` takes as `source`.
@@ -103,6 +113,17 @@ class Subscriber(Generic[T]):
             `client-output-buffer-limit pubsub` (32 MB by default). What was read from the socket
             already is kept, so the buffer may be exceeded by one read of 32 KiB, or one message.
             Every drop is in a `Gap(OVERFLOW)` at the place where it happened, with the exact number.
+            Messages of a topic with history are never dropped, whatever this says: those that do not
+            fit are read again when there is room. With `"drop_oldest"` a message without history
+            that would have to push them out is dropped itself.
+        since: Where to begin in topics with history. `None`: now. `"beginning"`: with the first message
+            that is kept. A `Position`, or its text: after that message. A mapping says it for each
+            channel; `sub.positions` is one. Begins anew only if there is no cursor yet, with `name`.
+        name: A durable cursor: where this subscriber stands in its topics with history is kept on the
+            server under this name, of 1 to 128 letters, digits and `. _ -`; a process that comes back
+            goes on there. A message is done when the next one is asked for, so a process that is
+            killed repeats the message that it was at. Each message costs a command and a turn of the
+            event loop. One process at a time; the server keeps it until somebody deletes it.
         on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
             after which iteration can go on. `events()` hands gaps over instead.
 
@@ -135,6 +156,8 @@ class Subscriber(Generic[T]):
         buffer: int = 65_536,
         buffer_bytes: int = 64 * 1024 * 1024,
         overflow: OverflowName = "drop_oldest",
+        since: SinceLike = None,
+        name: str | None = None,
         on_gap: OnGap = "log",
     ) -> None:
         self._initial = [as_subscribable(topic) for topic in topics]
@@ -148,14 +171,23 @@ class Subscriber(Generic[T]):
         )
         self._topics: dict[tuple[bool, str], Subscribable[object]] = {}
         self._check_conflicts(self._initial)
+        self._since = since
+        start_of_each(since, self._initial)
+        self._name = None if name is None else check_cursor_name(name)
+        if name is not None and self._initial and not any(topic.history for topic in self._initial):
+            raise ValueError("`name` is for topics with history; give one of the topics a `history`")
+        self._cursor: Cursor | None = None
+        self._stands: dict[str, KeptMessage[object] | Position] = {}  # last handed over, by channel
+        self._trails: dict[str, Trail] = {}
+        self._without_place: set[str] = set()  # topics with history that had a message without one
         self._client, self._owns_client = as_client(source_or_client)
         self._deployment: Deployment | None = None
         self._link: Link[Router] | None = None
         self._is_closed = False
         self._undecodable = 0
         self._intake = Intake(self._mailbox)
-        # of T, by the topics; a cast would take 0.05 µs for each message
-        self._hand: list[Message[T]] = cast("list[Message[T]]", self._intake.hand)
+        # of T, by the topics; a cast would take 0.05 µs for each message. With a name each one is asked for
+        self._hand: list[Message[T]] = cast("list[Message[T]]", self._intake.hand if name is None else [])
         self._changing = asyncio.Lock()  # one subscribe or unsubscribe at a time
 
     # -- lifetime ----------------------------------------------------------------------------------
@@ -166,6 +198,7 @@ class Subscriber(Generic[T]):
         Raises:
             ConnectFailed: No connection, or no confirmation, within the client's `connect_timeout`.
             SubscribeRefused: The server refused a topic; nothing stays subscribed.
+            CursorFailed: The position that is kept under `name` cannot be read.
             Closed: The subscriber or its client was closed before.
         """
         if self._is_closed:
@@ -178,10 +211,12 @@ class Subscriber(Generic[T]):
             is_shared = self._overflow != Overflow.BLOCK.value
             self._deployment = deployment_of(self._client)
             self._link = link = self._deployment.listening(is_shared=is_shared)
-            self._mailbox.on_room = link.resume
+            self._mailbox.on_room = self._on_room
             link.dialogue.add(self._mailbox, (), Ticket(_do_nothing))
             await link.ready(self._client.connect_timeout)
-            await self.subscribe(*cast("list[Subscribable[T]]", self._initial))
+            if self._name is not None:
+                self._cursor = Cursor(self._name, self._deployment.commanding(), self._mailbox.put)
+            await self.subscribe(*cast("list[Subscribable[T]]", self._initial), since=self._since)
         except BaseException:
             await self.aclose()
             raise
@@ -207,8 +242,10 @@ class Subscriber(Generic[T]):
         ticket, forgotten = self._ticket()
         link = self._shut(ticket)
         try:
-            if link is not None and not self._owns_client:
-                with anyio.move_on_after(_FORGET_TIMEOUT_S):
+            with anyio.move_on_after(_FORGET_TIMEOUT_S):
+                if self._cursor is not None:
+                    await self._cursor.aclose()
+                if link is not None and not self._owns_client:
                     await forgotten
         finally:
             if link is not None and self._deployment is not None:
@@ -220,14 +257,15 @@ class Subscriber(Generic[T]):
         """Unsubscribe, let the consumers have what was published until now, and end the iterators.
 
         Returns when everything was handed over and a consumer has come back for more; one that works
-        on its last message is waited for. With several consumers, wait for their tasks too. Without
+        on its last message is waited for. What histories hold is read to their end first. With several consumers, wait for their tasks too. Without
         any consumer it waits for the timeout. `aclose` is still due, as always.
 
         Args:
             timeout: Seconds, > 0; `None` waits for ever.
 
         Returns:
-            Messages that were left behind when the time was over; 0 if all went well.
+            Messages in the buffer that were left behind when the time was over; 0 if all went well.
+            What was not read from a history yet is not counted; it is still there.
 
         Raises:
             Closed: The subscriber is closed, or not open yet.
@@ -236,6 +274,7 @@ class Subscriber(Generic[T]):
         if timeout is not None:
             check_seconds("timeout", timeout)
         with anyio.move_on_after(timeout):
+            await self._caught_up(link)
             await self._fence(link)
             link.dialogue.remove(self._mailbox, self._topics.values(), Ticket(_do_nothing))
             link.kick()
@@ -248,34 +287,45 @@ class Subscriber(Generic[T]):
     # -- topics ------------------------------------------------------------------------------------
 
     @overload
-    async def subscribe(self: Subscriber[bytes], *topics: str | Subscribable[bytes]) -> None: ...
+    async def subscribe(
+        self: Subscriber[bytes], *topics: str | Subscribable[bytes], since: SinceLike = None
+    ) -> None: ...
 
     @overload
-    async def subscribe(self, *topics: Subscribable[T]) -> None: ...
+    async def subscribe(self, *topics: Subscribable[T], since: SinceLike = None) -> None: ...
 
-    async def subscribe(self, *topics: str | Subscribable[Any]) -> None:
+    async def subscribe(self, *topics: str | Subscribable[Any], since: SinceLike = None) -> None:
         """Receive more topics, also while others iterate. Returns when the server has confirmed.
 
         Those that are subscribed already are confirmed again and change nothing. Cancelling it takes
         back what it has added.
 
+        Args:
+            *topics: As those of `Subscriber`.
+            since: Where to begin in those that have a history, as that of `Subscriber`.
+
         Raises:
             SubscribeRefused: The server refused some; the others of this call are subscribed.
             ConnectFailed: No confirmation within the client's `connect_timeout`.
+            CursorFailed: The position that is kept under the subscriber's `name` cannot be read.
             Closed: The subscriber is closed, or not open yet.
-            ValueError: A name is subscribed to with another codec, or is empty.
+            ValueError: A name is subscribed to with another codec or history, or is empty; `since` is no
+                position in one of the topics.
         """
         link = self._open_link()
         wanted = [as_subscribable(topic) for topic in topics]
         self._check_conflicts(wanted)
+        starts = start_of_each(since, wanted)
         async with self._changing:
             router = link.dialogue
             added = [topic for topic in wanted if _name(topic) not in self._topics]
+            trails = {topic: await self._trail(topic, starts) for topic in added if topic.history}
             ticket, settled = self._ticket()
             try:
                 self._topics.update((_name(topic), topic) for topic in added)
-                router.add(self._mailbox, wanted, ticket)
-                link.kick()
+                self._trails.update((topic.name, trail) for topic, trail in trails.items())
+                router.add(self._mailbox, wanted, ticket, trails)
+                link.kick(asyncio.get_running_loop().time() if trails else math.inf)
                 await self._confirmation(link, settled)
                 if ticket.error is not None:
                     raise ticket.error
@@ -337,7 +387,7 @@ class Subscriber(Generic[T]):
         while True:
             if hand:
                 message = hand.pop()
-                if message._origin.decode is None:
+                if message._origin.is_bare:
                     return message
                 event = self._event(message)
             else:
@@ -356,9 +406,13 @@ class Subscriber(Generic[T]):
         return Events(self)
 
     async def _next_event(self) -> Message[T] | Gap | Undecodable:
+        if self._cursor is not None:
+            await self._cursor.finish()
         item = await self._intake.next_item()
         if item is None:
             raise StopAsyncIteration
+        if self._cursor is not None and isinstance(item, KeptMessage):
+            self._cursor.hand_over(item)
         return self._event(item)
 
     # -- a look at it ------------------------------------------------------------------------------
@@ -369,6 +423,21 @@ class Subscriber(Generic[T]):
         return tuple(self._topics.values())
 
     @property
+    def positions(self) -> dict[str, Position]:
+        """Where it stands in its topics with history, by channel: the last message handed over.
+
+        Before the first one, where it begins; a topic that begins before the first message is not in
+        it. Fit to be saved, and given as `since` later.
+        """
+        positions: dict[str, Position] = {}
+        for name, trail in self._trails.items():
+            stand = self._stands.get(name) or trail.start
+            position = stand.position if isinstance(stand, KeptMessage) else stand
+            if position is not None:
+                positions[name] = position
+        return positions
+
+    @property
     def stats(self) -> SubscriberStats:
         """A look at the counts, now. Costs no round trip."""
         mailbox = self._mailbox
@@ -377,6 +446,7 @@ class Subscriber(Generic[T]):
             delivered=mailbox.delivered - len(self._intake.hand),
             dropped=mailbox.dropped,
             undecodable=self._undecodable,
+            malformed=mailbox.malformed,
             gaps=mailbox.gaps,
             buffered=mailbox.buffered + len(self._intake.hand),
             buffered_bytes=mailbox.buffered_bytes,
@@ -395,7 +465,7 @@ class Subscriber(Generic[T]):
         for topic in topics:
             if known.setdefault(_name(topic), topic) != topic:
                 raise ValueError(
-                    f"{topic!r} is subscribed to with another codec; "
+                    f"{topic!r} is subscribed to with another codec or history; "
                     "use one topic for it, or another subscriber"
                 )
 
@@ -407,6 +477,26 @@ class Subscriber(Generic[T]):
                 done.set_result(None)
 
         return Ticket(settle), done
+
+    async def _trail(self, topic: Subscribable[object], starts: Mapping[str, Since]) -> Trail:
+        """The way along a topic's history, from where its cursor or the caller says."""
+        since = starts[topic.name]
+        if self._cursor is not None:
+            since = await self._cursor.load(topic.key, self._client.connect_timeout) or since
+        return Trail(self._mailbox, topic, since, time.time)
+
+    def _on_room(self) -> None:
+        """The mailbox made somebody wait, and has room again."""
+        if self._link is not None:
+            self._link.dialogue.make_use_of_room(self._mailbox)
+            self._link.kick()
+            self._link.resume()
+
+    def _caught_up(self, link: Link[Router]) -> asyncio.Future[None]:
+        """Done when all that the histories hold is in the mailbox."""
+        ticket, reached = self._ticket()
+        link.dialogue.catch_up(self._mailbox, ticket)
+        return reached
 
     def _fence(self, link: Link[Router]) -> asyncio.Future[None]:
         """Done when what the server has sent so far is here; at once if there is no connection."""
@@ -457,6 +547,8 @@ class Subscriber(Generic[T]):
         if isinstance(item, Message):
             return self._decoded(item)
         if isinstance(item, Gap):
+            if item.reason in (GapReason.RESET, GapReason.ROLLED_BACK):
+                self._step_back(item)
             return item
         if isinstance(item, SubscribeRefused) and self._link is not None:
             self._forget_refused(self._link)
@@ -464,16 +556,41 @@ class Subscriber(Generic[T]):
             self._shut(Ticket(_do_nothing))
         raise item
 
+    def _step_back(self, gap: Gap) -> None:
+        """The last messages handed over are not in the history any more."""
+        (channel,) = gap.channels
+        if gap.reason is GapReason.ROLLED_BACK and gap.before is not None:
+            self._stands[channel] = gap.before
+        else:
+            self._stands.pop(channel, None)
+
     def _decoded(self, message: Message[object]) -> Message[T] | Undecodable:
         topic = cast("Subscribable[T]", message.topic)
+        if topic.history is not None:
+            self._note_place(message)
         if topic.decode is None:
             return cast("Message[T]", message)
         try:
             data = topic.decode(message.payload)
         except Exception as error:
             self._undecodable += 1
-            return Undecodable(message.channel, message.payload, error, topic)
+            return Undecodable(message.channel, message.payload, error, topic, message.position)
+        if isinstance(message, KeptMessage):
+            place = message.id, message.uid, message.after
+            return KeptMessage(data, message.payload, message._origin, message.headers, *place)
         return Message(data, message.payload, message._origin, message.headers)
+
+    def _note_place(self, message: Message[object]) -> None:
+        """Where a topic with history stands now."""
+        if isinstance(message, KeptMessage):
+            self._stands[message.channel] = message
+        elif message.channel not in self._without_place:
+            self._without_place.add(message.channel)
+            logger.warning(
+                "%r is also published to without history: such messages come without a position, and are "
+                "lost with a connection",
+                message.channel,
+            )
 
     def _report(self, event: Gap | Undecodable) -> None:
         """What the plain iterator does with what is not a message."""

@@ -1,6 +1,6 @@
 """What can be published to and subscribed to.
 
-Lives here: `Topic` and `Pattern`, the checks of their names, and the codecs that come with them.
+Lives here: `Topic`, `History` and `Pattern`, their checks, and the codecs that come with them.
 Must not live here: anything that sends or receives. Anybody may import this file.
 """
 
@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeAlias, TypeVar, overload
 
-__all__ = ["JSON", "Pattern", "Subscribable", "Topic"]
+from .checks import check_count, check_seconds
+
+__all__ = ["JSON", "History", "Pattern", "Subscribable", "Topic"]
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -19,25 +22,52 @@ JSON: TypeAlias = "Mapping[str, JSON] | Sequence[JSON] | str | int | float | boo
 """What `json` can read and write."""
 
 
+@dataclass(frozen=True, slots=True)
+class History:
+    """How much of a topic is kept on the server, in a Redis Stream beside the channel.
+
+    All publishers and subscribers of a topic give the same. Each publish trims: nobody else needs to.
+
+    Args:
+        size: The last messages that are kept at least, >= 1. Redis trims in steps, so there are up to
+            a hundred more (https://redis.io/docs/latest/commands/xtrim/, "Nearly exact trimming").
+        ttl: Seconds, > 0, that the history lives after the last publish; `None`: for ever.
+
+    Raises:
+        TypeError: `size` is not an `int`, or `ttl` not a number.
+        ValueError: One of them is out of range.
+    """
+
+    size: int = 1000
+    ttl: float | None = 86_400.0
+
+    def __post_init__(self) -> None:
+        check_count("size", self.size)
+        if self.ttl is not None:
+            check_seconds("ttl", self.ttl)
+
+
 class Subscribable(Generic[T_co]):
     """What a `Subscriber` takes: a `Topic` or a `Pattern`. Not made directly.
 
-    Two of them are equal when their names and their codecs are.
+    Two of them are equal when their names, their codecs and their histories are.
 
     Attributes:
         name: The channel's name, or the pattern's glob.
         key: The same as UTF-8, as the server knows it.
         decode: Makes `T` of a payload; `None` leaves the bytes as they are.
+        history: How much of it is kept; `None`: nothing, it is live only.
     """
 
-    __slots__ = ("decode", "key", "name")
+    __slots__ = ("decode", "history", "key", "name")
 
     name: str
     key: bytes
     decode: Callable[[bytes], T_co] | None
+    history: History | None
 
     def _identity(self) -> tuple[object, ...]:
-        return (self.__class__, self.name, self.decode)
+        return (self.__class__, self.name, self.decode, self.history)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Subscribable):
@@ -52,7 +82,7 @@ class Subscribable(Generic[T_co]):
 
 
 class Topic(Subscribable[T]):
-    """A channel plus what both ends must agree on: how its data is encoded.
+    """A channel plus what both ends must agree on: how data is encoded, whether history is kept.
 
     Publishers and subscribers of one channel use an equal topic, usually one constant of the
     application. A plain `str` where a topic is asked means `Topic(name)`, a topic of bytes.
@@ -63,9 +93,11 @@ class Topic(Subscribable[T]):
         decode: Makes of a payload what is handed over. Runs in the consumer; if it raises, the
             message becomes an `Undecodable`. Give both `encode` and `decode`, or neither: without
             them the topic carries bytes, and `publish` takes `str` too, as UTF-8.
+        history: What the server keeps of it, so that no subscriber misses a message; `None` (the
+            default): nothing.
 
     Raises:
-        TypeError: `name` is not a `str`, or a codec cannot be called.
+        TypeError: `name` is not a `str`, a codec cannot be called, or `history` is no `History`.
         ValueError: `name` is empty or not Unicode, or one codec is given without the other.
     """
 
@@ -74,11 +106,16 @@ class Topic(Subscribable[T]):
     encode: Callable[[T], bytes] | None
 
     @overload
-    def __init__(self: Topic[bytes], name: str) -> None: ...
+    def __init__(self: Topic[bytes], name: str, *, history: History | None = None) -> None: ...
 
     @overload
     def __init__(
-        self, name: str, *, encode: Callable[[T], bytes], decode: Callable[[bytes], T]
+        self,
+        name: str,
+        *,
+        encode: Callable[[T], bytes],
+        decode: Callable[[bytes], T],
+        history: History | None = None,
     ) -> None: ...
 
     def __init__(
@@ -87,6 +124,7 @@ class Topic(Subscribable[T]):
         *,
         encode: Callable[[T], bytes] | None = None,
         decode: Callable[[bytes], T] | None = None,
+        history: History | None = None,
     ) -> None:
         self.name = name
         self.key = _name_to_key("a channel", name)
@@ -97,16 +135,19 @@ class Topic(Subscribable[T]):
             raise ValueError(
                 f"topic {name!r} has `{given}` but no `{wanted}`; give both, or neither for bytes"
             )
+        if history is not None and not isinstance(history, History):
+            raise TypeError(f"`history` must be a History, not {type(history).__name__}")
+        self.history = history
 
     @staticmethod
-    def text(name: str) -> Topic[str]:
+    def text(name: str, *, history: History | None = None) -> Topic[str]:
         """A topic of `str`, as UTF-8. A payload that is not UTF-8 arrives as `Undecodable`."""
-        return Topic(name, encode=str.encode, decode=bytes.decode)
+        return Topic(name, encode=str.encode, decode=bytes.decode, history=history)
 
     @staticmethod
-    def json(name: str) -> Topic[JSON]:
+    def json(name: str, *, history: History | None = None) -> Topic[JSON]:
         """A topic of JSON values, by the standard library's `json`, compact and as UTF-8."""
-        return Topic(name, encode=_encode_json, decode=_decode_json)
+        return Topic(name, encode=_encode_json, decode=_decode_json, history=history)
 
     def _identity(self) -> tuple[object, ...]:
         return (*super()._identity(), self.encode)
@@ -140,6 +181,7 @@ class Pattern(Subscribable[T_co]):
         self.name = glob
         self.key = _name_to_key("a pattern", glob)
         self.decode = _check_codec("decode", decode)
+        self.history = None  # patterns are live only
 
 
 def as_subscribable(topic: str | Subscribable[T]) -> Subscribable[T] | Subscribable[bytes]:

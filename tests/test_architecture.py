@@ -19,13 +19,13 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file may import those above it in this table, within a layer too (docs/design.md, "The house").
 LAYERS = [
-    ["checks", "errors", "position", "topic", "message", "frame", "mailbox"],
-    ["dialogue", "routes", "router", "outbox"],
-    ["wire", "memory"],
+    ["checks", "errors", "keys", "position", "topic", "since", "message", "frame", "mailbox"],
+    ["dialogue", "trail", "routes", "router", "append", "outbox"],
+    ["wire", "memory_streams", "memory"],
     ["session"],
     ["link", "deployment"],
     ["client"],
-    ["intake", "publisher", "subscriber"],
+    ["intake", "cursor", "publisher", "subscriber"],
     ["testing", "bench", "cli", "__init__", "__main__"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}

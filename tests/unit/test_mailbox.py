@@ -239,9 +239,9 @@ class MailboxModel(RuleBasedStateMachine):
         self.regain_connection()
 
     @rule()
-    def put_error(self) -> None:
+    def put(self) -> None:
         error = PubSubError(len(self.made))
-        self.mailbox.put_error(error)
+        self.mailbox.put(error)
         if not self.is_ended:
             self.line.append(Failure(error))
 
@@ -558,7 +558,7 @@ def test_an_error_is_raised_at_its_place() -> None:
     mailbox = box(buffer=2)
     error = PubSubError("x")
     put_one(mailbox, make(0))
-    mailbox.put_error(error)
+    mailbox.put(error)
     put_one(mailbox, make(1))
     assert pop_all(mailbox) == [0, error, 1]
 
@@ -570,7 +570,7 @@ def test_after_the_end_nothing_is_taken() -> None:
     mailbox.open_hole(["a"])
     mailbox.end()
     put_one(mailbox, make(1))
-    mailbox.put_error(Closed("Client"))
+    mailbox.put(Closed("Client"))
     mailbox.open_hole(["a"])
     assert not mailbox.is_drained
     assert pop_all(mailbox) == [0, ("reconnected", None)]
@@ -585,7 +585,7 @@ def test_clear_forgets_everything(overflow: Overflow) -> None:
     put_one(mailbox, make(0))
     mailbox.open_hole(["a"])
     put_one(mailbox, make(1))
-    mailbox.put_error(PubSubError("x"))
+    mailbox.put(PubSubError("x"))
     mailbox.end()
     mailbox.clear()
     assert (mailbox.buffered, mailbox.buffered_bytes) == (0, 0)

@@ -1,0 +1,154 @@
+"""A durable cursor: what a named subscriber is done with, kept on the server.
+
+A message is done when the task that got it asks for the next one. The position goes out then, before
+the next message is handed over; so a process that is killed repeats what it was at, and nothing else.
+Nobody waits for the answers. While there is no connection the last position of each topic is kept, and
+goes out when there is one.
+
+Lives here: what is done, loading and saving. Must not live here: iterating. A subscriber with a name
+owns one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from .dialogue import Command
+from .errors import ConnectFailed, CursorFailed, ErrorReply, PubSubError
+from .keys import cursor_key
+from .link import Link
+from .message import KeptMessage
+from .outbox import Line, Outbox
+from .position import Position
+
+__all__ = ["Cursor"]
+
+_MAX_IN_FLIGHT = 100  # positions without an answer; beyond them only the last one of each topic counts
+_MAX_TASKS = 10_000  # that can be at a message at a time
+
+
+class _Handed(NamedTuple):
+    """A message that a task is at, and where its topic stood before it."""
+
+    channel: str
+    before: Position | None
+
+
+class _Answer:
+    """Where the answer to a save goes: to nobody, unless it is an error."""
+
+    def __init__(self, on_answer: Callable[[object], None]) -> None:
+        self._on_answer = on_answer
+
+    def done(self) -> bool:
+        return False
+
+    def set_result(self, result: Any, /) -> None:
+        self._on_answer(result)
+
+    def set_exception(self, exception: PubSubError, /) -> None:
+        self._on_answer(exception)
+
+
+class Cursor:
+    """The cursor of one subscriber, for all of its topics with history.
+
+    Args:
+        name: Under which it is kept.
+        link: To the server.
+        on_error: Told when the server refuses to keep a position.
+    """
+
+    def __init__(self, name: str, link: Link[Outbox], on_error: Callable[[PubSubError], None]) -> None:
+        self._name = name
+        self._link = link
+        self._on_error = on_error
+        self._line: Line = link.dialogue.open_line(_MAX_IN_FLIGHT)
+        self._handed: dict[asyncio.Task[Any] | None, _Handed] = {}
+        self._stands: dict[str, Position | None] = {}  # after the last message handed over
+        self._later: dict[str, Position] = {}  # to be sent when the line is free
+        self._loop = asyncio.get_running_loop()
+
+    async def load(self, channel: bytes, timeout: float | None) -> Position | None:
+        """The position that was saved last, if one was.
+
+        Raises:
+            ConnectFailed: There was no answer in time.
+            CursorFailed: The server refused, or something else is kept there.
+        """
+        answer: asyncio.Future[Any] = self._loop.create_future()
+        command: Command = (b"GET", cursor_key(channel, self._name))
+        deadline = math.inf if timeout is None else self._loop.time() + timeout
+        self._line.add((answer, deadline, command, self._line))
+        self._link.open()
+        self._link.kick(deadline)
+        try:
+            text = await answer
+        except (PubSubError, OSError) as error:
+            raise ConnectFailed("the server", f"the cursor {self._name!r} was not loaded: {error}") from error
+        if text is None:
+            return None
+        try:
+            if isinstance(text, ErrorReply):
+                raise ValueError(str(text))  # noqa: TRY004  # the server's word, as the next line's is
+            position = Position.parse(text.decode())
+        except ValueError as error:
+            raise CursorFailed(self._name, channel.decode(), str(error)) from error
+        self._stands[channel.decode()] = position
+        return position
+
+    async def finish(self) -> None:
+        """The task that calls asks for more: what it was at is done, and the server is told."""
+        task = asyncio.current_task()
+        handed = self._handed.pop(task, None)
+        if handed is not None:
+            self._save(handed.channel)
+            await asyncio.sleep(0)  # what this turn has gathered leaves with its end
+
+    def hand_over(self, message: KeptMessage[Any]) -> None:
+        """The task that calls gets a message."""
+        channel = message.channel
+        if len(self._handed) < _MAX_TASKS:
+            self._handed[asyncio.current_task()] = _Handed(channel, self._stands.get(channel))
+        self._stands[channel] = message.position
+
+    async def aclose(self) -> None:
+        """Wait until what was saved is confirmed; the caller sets a limit. Nothing more is saved then."""
+        try:
+            while self._line.waiting or self._line.in_flight or self._later:
+                answer: asyncio.Future[Any] = self._loop.create_future()
+                self._line.add((answer, self._loop.time() + 1, (b"PING",), self._line))
+                self._link.kick()
+                await answer
+        except PubSubError:
+            pass  # there is no connection: what is not saved will be repeated
+        finally:
+            self._link.dialogue.close_line(self._line, PubSubError("the cursor is closed"))
+
+    def _save(self, channel: str) -> None:
+        """Save up to where all messages of a channel are done."""
+        open_ones = (handed.before for handed in self._handed.values() if handed.channel == channel)
+        position = next(open_ones, self._stands.get(channel))
+        if position is not None:
+            self._later[channel] = position
+            self._send()
+
+    def _send(self) -> None:
+        """Send what is to be saved, if nothing waits before it."""
+        while self._later and not self._line.waiting and self._line.closed_by is None:
+            channel, position = self._later.popitem()
+            key = cursor_key(channel.encode(), self._name)
+            command: Command = (b"SET", key, str(position).encode())
+
+            def on_answer(answer: object, channel: str = channel) -> None:
+                if isinstance(answer, ErrorReply):
+                    self._on_error(CursorFailed(self._name, channel, str(answer)))
+                elif isinstance(answer, PubSubError) and channel not in self._later:
+                    self._save(channel)  # the connection took the answer with it
+                self._send()
+
+            self._line.add((_Answer(on_answer), math.inf, command, self._line))
+            self._link.kick()
