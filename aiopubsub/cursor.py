@@ -1,9 +1,10 @@
 """A durable cursor: what a named subscriber is done with, kept on the server.
 
-A message is done when the task that got it asks for the next one. The position goes out then, before
-the next message is handed over; so a process that is killed repeats what it was at, and nothing else.
-Nobody waits for the answers. While there is no connection the last position of each topic is kept, and
-goes out when there is one.
+A message is done when the task that got it asks for the next one. The server has confirmed that before
+the next message is handed over, so a process that is killed repeats what it was at, and nothing else.
+(To send it would not do: a socket that a killed process leaves with unread bytes is reset, and the
+server drops what it has not read yet.) While there is no connection nobody waits; the last position of
+each topic goes out when there is one.
 
 Lives here: what is done, loading and saving. Must not live here: iterating. A subscriber with a name
 owns one.
@@ -19,14 +20,14 @@ from typing import Any, NamedTuple
 from .dialogue import Command
 from .errors import ConnectFailed, CursorFailed, ErrorReply, PubSubError
 from .keys import cursor_key
-from .link import Link
+from .link import Link, State
 from .message import KeptMessage
 from .outbox import Line, Outbox
 from .position import Position
 
 __all__ = ["Cursor"]
 
-_MAX_IN_FLIGHT = 100  # positions without an answer; beyond them only the last one of each topic counts
+_MAX_IN_FLIGHT = 1000  # positions without an answer: one for each task, at most
 _MAX_TASKS = 10_000  # that can be at a message at a time
 
 
@@ -37,20 +38,23 @@ class _Handed(NamedTuple):
     before: Position | None
 
 
-class _Answer:
-    """Where the answer to a save goes: to nobody, unless it is an error."""
+class _Save:
+    """A position on its way to the server; the promise of the request that carries it."""
 
-    def __init__(self, on_answer: Callable[[object], None]) -> None:
+    def __init__(self, channel: str, position: Position, on_answer: Callable[[_Save, object], None]) -> None:
+        self.channel = channel
+        self.position = position
+        self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_answer = on_answer
 
     def done(self) -> bool:
-        return False
+        return False  # nobody gives it up
 
     def set_result(self, result: Any, /) -> None:
-        self._on_answer(result)
+        self._on_answer(self, result)
 
     def set_exception(self, exception: PubSubError, /) -> None:
-        self._on_answer(exception)
+        self._on_answer(self, exception)
 
 
 class Cursor:
@@ -101,12 +105,26 @@ class Cursor:
         return position
 
     async def finish(self) -> None:
-        """The task that calls asks for more: what it was at is done, and the server is told."""
-        task = asyncio.current_task()
-        handed = self._handed.pop(task, None)
-        if handed is not None:
-            self._save(handed.channel)
-            await asyncio.sleep(0)  # what this turn has gathered leaves with its end
+        """The task that calls asks for more: what it was at is done.
+
+        Waits until the server has confirmed that, or the connection is lost. Cancelling it leaves it
+        done.
+        """
+        handed = self._handed.pop(asyncio.current_task(), None)
+        if handed is None:
+            return
+        channel = handed.channel
+        open_ones = (other.before for other in self._handed.values() if other.channel == channel)
+        position = next(open_ones, self._stands.get(channel))
+        if position is None:
+            return
+        self._later.pop(channel, None)
+        if self._line.waiting:  # there is no connection
+            self._later[channel] = position
+        else:
+            save = self._send(channel, position)
+            if self._link.state is State.LIVE:
+                await save.settled
 
     def hand_over(self, message: KeptMessage[Any]) -> None:
         """The task that calls gets a message."""
@@ -128,27 +146,19 @@ class Cursor:
         finally:
             self._link.dialogue.close_line(self._line, PubSubError("the cursor is closed"))
 
-    def _save(self, channel: str) -> None:
-        """Save up to where all messages of a channel are done."""
-        open_ones = (handed.before for handed in self._handed.values() if handed.channel == channel)
-        position = next(open_ones, self._stands.get(channel))
-        if position is not None:
-            self._later[channel] = position
-            self._send()
+    def _send(self, channel: str, position: Position) -> _Save:
+        save = _Save(channel, position, self._on_answer)
+        command: Command = (b"SET", cursor_key(channel.encode(), self._name), str(position).encode())
+        self._line.add((save, math.inf, command, self._line))
+        self._link.kick()
+        return save
 
-    def _send(self) -> None:
-        """Send what is to be saved, if nothing waits before it."""
+    def _on_answer(self, save: _Save, answer: object) -> None:
+        if isinstance(answer, ErrorReply):
+            self._on_error(CursorFailed(self._name, save.channel, str(answer)))
+        elif isinstance(answer, PubSubError):  # the connection took the answer with it
+            self._later.setdefault(save.channel, save.position)
+        if not save.settled.done():
+            save.settled.set_result(None)
         while self._later and not self._line.waiting and self._line.closed_by is None:
-            channel, position = self._later.popitem()
-            key = cursor_key(channel.encode(), self._name)
-            command: Command = (b"SET", key, str(position).encode())
-
-            def on_answer(answer: object, channel: str = channel) -> None:
-                if isinstance(answer, ErrorReply):
-                    self._on_error(CursorFailed(self._name, channel, str(answer)))
-                elif isinstance(answer, PubSubError) and channel not in self._later:
-                    self._save(channel)  # the connection took the answer with it
-                self._send()
-
-            self._line.add((_Answer(on_answer), math.inf, command, self._line))
-            self._link.kick()
+            self._send(*self._later.popitem())

@@ -122,8 +122,8 @@ class Subscriber(Generic[T]):
         name: A durable cursor: where this subscriber stands in its topics with history is kept on the
             server under this name, of 1 to 128 letters, digits and `. _ -`; a process that comes back
             goes on there. A message is done when the next one is asked for, so a process that is
-            killed repeats the message that it was at. Each message costs a command and a turn of the
-            event loop. One process at a time; the server keeps it until somebody deletes it.
+            killed repeats the message that it was at, if there was a connection. Each message costs a
+            round trip. One process at a time; the server keeps it until somebody deletes it.
         on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
             after which iteration can go on. `events()` hands gaps over instead.
 
