@@ -41,7 +41,9 @@ class _Handed(NamedTuple):
 class _Save:
     """A position on its way to the server; the promise of the request that carries it."""
 
-    def __init__(self, channel: str, position: Position, on_answer: Callable[[_Save, object], None]) -> None:
+    def __init__(
+        self, channel: str, position: Position, on_answer: Callable[[_Save, object], None]
+    ) -> None:
         self.channel = channel
         self.position = position
         self.settled: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -92,7 +94,9 @@ class Cursor:
         try:
             text = await answer
         except (PubSubError, OSError) as error:
-            raise ConnectFailed("the server", f"the cursor {self._name!r} was not loaded: {error}") from error
+            raise ConnectFailed(
+                "the server", f"the cursor {self._name!r} was not loaded: {error}"
+            ) from error
         if text is None:
             return None
         try:

@@ -16,7 +16,9 @@ from typing import Any, TypeAlias, cast
 
 __all__ = [
     "MAGIC",
+    "NONE_TOLD",
     "NO_HEADERS",
+    "VERSION",
     "Place",
     "frame",
     "is_id",
@@ -32,15 +34,23 @@ MAGIC = b"\xff\xaeps"
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 """The headers of a message that has none."""
 
-_VERSION = MAGIC + b"1"
+VERSION = MAGIC + b"1"
+"""The first part of a frame's header, up to a space."""
+
+_NOWHERE = [VERSION, b"-", b"-", b"-"]
 _LONGEST_HEADER_BYTES = 65_536  # a bound on what a stranger can make us parse
 LONGEST_HEADERS_BYTES = _LONGEST_HEADER_BYTES - 1024  # of the line: id, uid and after take the rest
 _LONGEST_ID = 41  # two numbers of 64 bits
 _LONGEST_UID = 256
 _PRINTABLE = bytes(range(0x21, 0x7F))
 
-Place: TypeAlias = tuple[bytes, bytes, bytes]
-"""Where a framed message stands in its history: its id, its uid, and the uid of the one before it."""
+NONE_TOLD = b" {}\n"
+"""The end of a frame's header without headers."""
+
+Place: TypeAlias = bytes
+"""Where a framed message stands in its history, as its frame says it: the version, its id, its uid, and
+the uid of the one before it, with a space between. One object that the garbage collector does not see,
+because more of them make receiving dearer."""
 
 
 def frame(payload: bytes, headers: Mapping[str, str] | None) -> bytes:
@@ -52,7 +62,7 @@ def frame(payload: bytes, headers: Mapping[str, str] | None) -> bytes:
     """
     if not headers and not payload.startswith(MAGIC):
         return payload
-    return b"%b - - - %b\n%b" % (_VERSION, pack_headers(headers), payload)
+    return b"%b - - - %b\n%b" % (VERSION, pack_headers(headers), payload)
 
 
 def pack_headers(headers: Mapping[str, str] | None) -> bytes:
@@ -76,21 +86,20 @@ def pack_headers(headers: Mapping[str, str] | None) -> bytes:
 def unframe(framed: bytes) -> tuple[bytes, Mapping[str, str], Place | None] | None:
     """The payload, the headers and the place of what begins with the magic.
 
-    `None` for bytes that only look like a frame: they are to be delivered as they came.
+    `None` for bytes that only look like a frame: they are to be delivered as they came. A place is
+    not checked, because most are compared and no more; see `KeptMessage.is_sound`.
     """
     line, newline, payload = framed.partition(b"\n")
     parts = line.split(b" ", 4)
-    if not newline or len(parts) != 5 or len(line) > _LONGEST_HEADER_BYTES or parts[0] != _VERSION:
+    if len(parts) != 5 or parts[0] != VERSION or not newline or len(line) > _LONGEST_HEADER_BYTES:
         return None
-    _, name, uid, after, packed = parts
+    packed = parts.pop()
     headers = NO_HEADERS if packed == b"{}" else unpack_headers(packed)
     if headers is None:
         return None
-    if name == uid == after == b"-":
-        return payload, headers, None
-    if not (is_id(name) and is_uid(uid) and is_uid(after)) or uid == b"-":
-        return None
-    return payload, headers, (name, uid, after)
+    if parts[1] != b"-":
+        return payload, headers, b" ".join(parts)
+    return (payload, headers, None) if parts == _NOWHERE else None
 
 
 def unpack_headers(packed: bytes) -> Mapping[str, str] | None:

@@ -14,6 +14,7 @@ reads the others again later.
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -211,7 +212,9 @@ class Mailbox:
     def stage(self, messages: Sequence[Message[object]]) -> int:
         """Stage as many of these messages, from the first, as there is room for; how many that were."""
         count = min(len(messages), self.room)
-        size = self._bytes + sum(map(len, map(_payload, self.staged))) + sum(map(len, map(_payload, messages)))
+        size = (
+            self._bytes + sum(map(len, map(_payload, self.staged))) + sum(map(len, map(_payload, messages)))
+        )
         size += (len(self.staged) + len(messages)) * MESSAGE_OVERHEAD_BYTES
         if count < len(messages) or size > self.buffer_bytes:
             count = self._fitting(messages[:count])
@@ -265,6 +268,15 @@ class Mailbox:
         self._bytes = 0
         self._overflowed = False
         self._count_others(-self._others)
+
+    def first_of(self, channel: str) -> KeptMessage[object] | Gap | None:
+        """The first message of a history, or gap in it, that waits; `None` if there is none. Cost O(n)."""
+        for item in itertools.chain(self._front, self._items, self.staged):
+            if isinstance(item, KeptMessage) and item.channel == channel:
+                return cast("KeptMessage[object]", item)
+            if isinstance(item, Gap) and channel in item.channels:
+                return item
+        return None
 
     def take(self, count: int) -> list[Message[object]]:
         """Up to so many messages, the next one last; empty if something else has to be popped first.

@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import Enum
 from typing import Generic, TypeVar, cast
 
+from .frame import Place, is_id, is_uid
 from .keys import mark_of
 from .position import Position
 from .topic import Subscribable
@@ -27,7 +28,7 @@ class Origin:
     Attributes:
         channel: Its name.
         topic: As what its messages are wanted.
-        is_bare: Whether they are handed over as they are: no codec, no history.
+        is_bare: Whether they are handed over as they are: there is no codec.
     """
 
     __slots__ = ("channel", "is_bare", "topic")
@@ -35,7 +36,7 @@ class Origin:
     def __init__(self, channel: str, topic: Subscribable[object]) -> None:
         self.channel = channel
         self.topic = topic
-        self.is_bare = topic.decode is None and topic.history is None
+        self.is_bare = topic.decode is None
 
 
 @dataclass(slots=True, repr=False)
@@ -85,18 +86,42 @@ class KeptMessage(Message[T_co]):
     """A message that its topic's history keeps.
 
     Attributes:
-        id: Of its entry in the stream.
-        uid: Its own name.
-        after: The uid of the message in front of it.
+        place: Where it stands, as it came.
     """
 
-    id: bytes
-    uid: bytes
-    after: bytes
+    place: Place
+
+    @property
+    def id(self) -> bytes:
+        """Of its entry in the stream."""
+        return self.place.split(b" ")[1]
+
+    @property
+    def uid(self) -> bytes:
+        """Its own name."""
+        return self.place.split(b" ")[2]
+
+    @property
+    def after(self) -> bytes:
+        """The uid of the message in front of it."""
+        return self.place.split(b" ")[3]
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether a message can stand where its header says."""
+        return is_id(self.id) and is_uid(self.uid) and is_uid(self.after) and self.uid != b"-"
 
     @property
     def position(self) -> Position | None:
-        return position_at(self.id, self.uid, self._origin.channel)
+        return position_at(self.id, self.uid, self._origin.channel) if self.is_sound else None
+
+    @property
+    def position_before(self) -> Position | None:
+        """In front of it: whoever begins there gets it first."""
+        if not self.is_sound:
+            return None
+        epoch, _, offset = self.id.partition(b"-")
+        return position_at(b"%b-%d" % (epoch, int(offset) - 1), self.after, self._origin.channel)
 
 
 def position_at(name: bytes, uid: bytes, channel: str) -> Position:

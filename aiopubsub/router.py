@@ -34,7 +34,7 @@ from typing import Any
 
 from .dialogue import Command, OutOfStep
 from .errors import Closed, ErrorReply, PubSubError, SubscribeRefused
-from .frame import MAGIC, NO_HEADERS, Place, unframe
+from .frame import MAGIC, NO_HEADERS, NONE_TOLD, VERSION, Place, unframe
 from .mailbox import Mailbox
 from .message import KeptMessage, Message
 from .routes import Kind, Route, Target, Ticket
@@ -363,6 +363,9 @@ class Router:
         touched = self._touched
         running: Route | None = None  # whose messages are in the run
         run: list[Message[object]] = []
+        uids: list[bytes] = []  # of its messages that follow on each other
+        told: list[bytes] = []  # of a message's place
+        most = 0  # messages of a run
         try:
             while backlog:
                 item = backlog.popleft()
@@ -387,22 +390,31 @@ class Router:
                 headers = NO_HEADERS
                 place: Place | None = None
                 if payload and payload[0] == magic:  # takes a third of what `startswith` does
-                    if (framed := unframe(payload)) is not None:
+                    # `unframe` for what is usual with a history, without a call: 0.2 µs less
+                    head, end, rest = payload.partition(NONE_TOLD)
+                    told = head.split(b" ", 4)
+                    if end and len(told) == 4 and told[0] == VERSION and told[1] != b"-":
+                        payload, place = rest, head
+                    elif (framed := unframe(payload)) is not None:
                         payload, headers, place = framed
+                        told = [] if place is None else place.split(b" ")
                     elif payload.startswith(MAGIC):
                         route.count_malformed()
                 if running is not None and route is not running:
-                    self._stage(running, run)
-                    running, run = None, []
+                    self._stage(running, run, uids)
+                    running, run, uids = None, [], []
                 origin = route.origin if channel is None else route.first.origin_in(channel)
                 if place is None:
                     message = Message(payload, payload, origin, headers)
                 else:
-                    message = KeptMessage(payload, payload, origin, headers, *place)
+                    message = KeptMessage(payload, payload, origin, headers, place)
                 if (mailbox := route.only) is None:
-                    running = route
+                    if running is None:
+                        running, most = route, STAGE // len(route.first.mailboxes)
+                    if place is not None and (not uids or told[3] == uids[-1]) and len(uids) == len(run):
+                        uids.append(told[2])
                     run.append(message)
-                    if len(run) * len(route.first.mailboxes) >= STAGE:
+                    if len(run) >= most:
                         return
                 else:
                     if not (staged := mailbox.staged):
@@ -410,10 +422,13 @@ class Router:
                     staged.append(message)
         finally:  # also after a failure
             if running is not None:
-                self._stage(running, run)
+                self._stage(running, run, uids)
 
-    def _stage(self, route: Route, run: list[Message[object]]) -> None:
-        """Give a run of messages to every mailbox of a route, to take when it is settled."""
+    def _stage(self, route: Route, run: list[Message[object]], uids: list[bytes]) -> None:
+        """Give a run of messages to every mailbox of a route, to take when it is settled.
+
+        The uids are those of the first messages of the run that follow on each other, perhaps of all.
+        """
         for group in route.groups.values():
             messages = run if group is route.first else [group.own(message) for message in run]
             for mailbox, trail in group.mailboxes.items():
@@ -421,7 +436,7 @@ class Router:
                 if trail is None:
                     mailbox.staged += messages
                 else:
-                    trail.push(messages)
+                    trail.push(messages, uids)
                     self._let_ask(trail)
                 if is_new and mailbox.staged:
                     self._touched.append(mailbox)

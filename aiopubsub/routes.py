@@ -110,8 +110,7 @@ class Group:
             origin = self.origin_in(message.channel.encode("utf-8", "surrogateescape"))
         payload, headers = message.payload, message.headers
         if isinstance(message, KeptMessage):
-            place = message.id, message.uid, message.after
-            return KeptMessage(payload, payload, origin, headers, *place)
+            return KeptMessage(payload, payload, origin, headers, message.place)
         return Message(payload, payload, origin, headers)
 
 

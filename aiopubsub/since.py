@@ -7,7 +7,7 @@ history (the trail). A subscriber calls.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 from .keys import mark_of
 from .position import Position
@@ -36,10 +36,9 @@ def start_of_each(since: SinceLike, topics: Iterable[Subscribable[object]]) -> d
     if since is None:
         return dict.fromkeys(kept)
     if isinstance(since, Mapping):
-        told = cast("Mapping[str, Position | str | None]", since)
-        for channel in told:
+        for channel in since:
             _check_kept(channel, kept)
-        return {name: _start(told.get(name), topic) for name, topic in kept.items()}
+        return {name: _start(since.get(name), topic) for name, topic in kept.items()}
     for topic in topics:
         _check_kept(topic.name, kept)
     return {name: _start(since, topic) for name, topic in kept.items()}

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
 
@@ -26,7 +27,7 @@ from .errors import Closed, ConnectFailed, GapError, SlowConsumer, SubscribeRefu
 from .intake import Intake
 from .link import Link
 from .mailbox import Item, Mailbox, Overflow
-from .message import Gap, GapReason, KeptMessage, Message, Undecodable
+from .message import Gap, KeptMessage, Message, Undecodable
 from .position import Position
 from .router import Router
 from .routes import Ticket
@@ -177,9 +178,8 @@ class Subscriber(Generic[T]):
         if name is not None and self._initial and not any(topic.history for topic in self._initial):
             raise ValueError("`name` is for topics with history; give one of the topics a `history`")
         self._cursor: Cursor | None = None
-        self._stands: dict[str, KeptMessage[object] | Position] = {}  # last handed over, by channel
         self._trails: dict[str, Trail] = {}
-        self._without_place: set[str] = set()  # topics with history that had a message without one
+        self._strayed: set[str] = set()  # topics with history that had a message without one
         self._client, self._owns_client = as_client(source_or_client)
         self._deployment: Deployment | None = None
         self._link: Link[Router] | None = None
@@ -429,13 +429,8 @@ class Subscriber(Generic[T]):
         Before the first one, where it begins; a topic that begins before the first message is not in
         it. Fit to be saved, and given as `since` later.
         """
-        positions: dict[str, Position] = {}
-        for name, trail in self._trails.items():
-            stand = self._stands.get(name) or trail.start
-            position = stand.position if isinstance(stand, KeptMessage) else stand
-            if position is not None:
-                positions[name] = position
-        return positions
+        stands = {name: self._stand(trail) for name, trail in self._trails.items()}
+        return {name: position for name, position in stands.items() if position is not None}
 
     @property
     def stats(self) -> SubscriberStats:
@@ -478,12 +473,33 @@ class Subscriber(Generic[T]):
 
         return Ticket(settle), done
 
+    def _stand(self, trail: Trail) -> Position | None:
+        """In front of what waits; so nothing has to be noted for each message."""
+        name = trail.topic.name
+        in_hand = (
+            m for m in reversed(self._intake.hand) if isinstance(m, KeptMessage) and m.channel == name
+        )
+        waiting = next(in_hand, None) or self._mailbox.first_of(name)
+        if isinstance(waiting, Gap):
+            return waiting.before
+        return trail.position if waiting is None else waiting.position_before
+
     async def _trail(self, topic: Subscribable[object], starts: Mapping[str, Since]) -> Trail:
         """The way along a topic's history, from where its cursor or the caller says."""
         since = starts[topic.name]
         if self._cursor is not None:
             since = await self._cursor.load(topic.key, self._client.connect_timeout) or since
-        return Trail(self._mailbox, topic, since, time.time)
+        return Trail(self._mailbox, topic, since, time.time, partial(self._on_stray, topic.name))
+
+    def _on_stray(self, channel: str) -> None:
+        """A topic with history is also published to without."""
+        if channel not in self._strayed:
+            self._strayed.add(channel)
+            logger.warning(
+                "%r is also published to without history: such messages come without a position, and are "
+                "lost with a connection",
+                channel,
+            )
 
     def _on_room(self) -> None:
         """The mailbox made somebody wait, and has room again."""
@@ -547,8 +563,6 @@ class Subscriber(Generic[T]):
         if isinstance(item, Message):
             return self._decoded(item)
         if isinstance(item, Gap):
-            if item.reason in (GapReason.RESET, GapReason.ROLLED_BACK):
-                self._step_back(item)
             return item
         if isinstance(item, SubscribeRefused) and self._link is not None:
             self._forget_refused(self._link)
@@ -556,18 +570,8 @@ class Subscriber(Generic[T]):
             self._shut(Ticket(_do_nothing))
         raise item
 
-    def _step_back(self, gap: Gap) -> None:
-        """The last messages handed over are not in the history any more."""
-        (channel,) = gap.channels
-        if gap.reason is GapReason.ROLLED_BACK and gap.before is not None:
-            self._stands[channel] = gap.before
-        else:
-            self._stands.pop(channel, None)
-
     def _decoded(self, message: Message[object]) -> Message[T] | Undecodable:
         topic = cast("Subscribable[T]", message.topic)
-        if topic.history is not None:
-            self._note_place(message)
         if topic.decode is None:
             return cast("Message[T]", message)
         try:
@@ -576,21 +580,8 @@ class Subscriber(Generic[T]):
             self._undecodable += 1
             return Undecodable(message.channel, message.payload, error, topic, message.position)
         if isinstance(message, KeptMessage):
-            place = message.id, message.uid, message.after
-            return KeptMessage(data, message.payload, message._origin, message.headers, *place)
+            return KeptMessage(data, message.payload, message._origin, message.headers, message.place)
         return Message(data, message.payload, message._origin, message.headers)
-
-    def _note_place(self, message: Message[object]) -> None:
-        """Where a topic with history stands now."""
-        if isinstance(message, KeptMessage):
-            self._stands[message.channel] = message
-        elif message.channel not in self._without_place:
-            self._without_place.add(message.channel)
-            logger.warning(
-                "%r is also published to without history: such messages come without a position, and are "
-                "lost with a connection",
-                message.channel,
-            )
 
     def _report(self, event: Gap | Undecodable) -> None:
         """What the plain iterator does with what is not a message."""

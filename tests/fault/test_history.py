@@ -167,7 +167,9 @@ async def test_a_consumer_that_is_killed_goes_on(durable: Server) -> None:
                 while (taken[-1] < published - 1) if is_last else (len(taken) < until):
                     number = int(await process.stdout.readline())
                     is_first = nth > 0 and number in taken[-1:]
-                    assert is_first or number == (taken[-1] + 1 if taken else 0), f"{number} after {taken[-1:]}"
+                    assert is_first or number == (taken[-1] + 1 if taken else 0), (
+                        f"{number} after {taken[-1:]}"
+                    )
                     if not is_first:
                         taken.append(number)
             process.kill()
@@ -290,7 +292,9 @@ async def fork(a: Server, b: Server, kept: ps.Topic[bytes], common: int, lost: i
         await pub.publish_many(kept, numbers(common, common + lost))
 
 
-@pytest.mark.parametrize(("common", "lost", "new"), [(10, 5, 3), (10, 5, 8), (10, 5, 5), (500, 300, 0), (0, 4, 4)])
+@pytest.mark.parametrize(
+    ("common", "lost", "new"), [(10, 5, 3), (10, 5, 8), (10, 5, 5), (500, 300, 0), (0, 4, 4)]
+)
 async def test_a_lagging_replica_is_promoted(
     pair: tuple[Server, Server], common: int, lost: int, new: int
 ) -> None:
