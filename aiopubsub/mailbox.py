@@ -55,6 +55,7 @@ class _Hole:
     missed: int | None
     channels: dict[str, None] = field(default_factory=dict[str, None])
     is_open: bool = False
+    cause: str = ""
 
     def swallow(self, other: _Hole) -> None:
         """Become one with another hole of the same reason."""
@@ -62,6 +63,7 @@ class _Hole:
         self.ended_s = max(self.ended_s, other.ended_s)
         self.channels |= other.channels
         self.is_open = self.is_open or other.is_open
+        self.cause = self.cause or other.cause
         if self.missed is not None and other.missed is not None:
             self.missed += other.missed
         else:
@@ -74,6 +76,7 @@ class _Hole:
             self.missed,
             datetime.fromtimestamp(self.started_s, UTC),
             datetime.fromtimestamp(self.ended_s, UTC),
+            cause=self.cause,
         )
 
 
@@ -195,8 +198,11 @@ class Mailbox:
             self._append(error)
             self._notify()
 
-    def open_hole(self, channels: Iterable[str]) -> None:
-        """From here on messages may be missing, until `close_hole`. Opening twice widens it."""
+    def open_hole(self, channels: Iterable[str], cause: str = "") -> None:
+        """From here on messages may be missing, until `close_hole`. Opening twice widens it.
+
+        Its cause, in words, is that of the first time.
+        """
         if self._ended or self._overflowed:  # nothing more is taken, so nothing more can be missing
             return
         now = self._clock()
@@ -206,7 +212,7 @@ class Mailbox:
                 last.is_open = True  # nothing came between the two, so they are one
                 self._open_hole = last
             else:
-                self._open_hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True)
+                self._open_hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True, cause=cause)
                 self._append(self._open_hole)
         self._open_hole.channels.update(dict.fromkeys(channels))
 

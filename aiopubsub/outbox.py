@@ -136,6 +136,7 @@ class Outbox:
     """The decisions of one commanding connection."""
 
     is_stalled = False  # it always takes what comes
+    subject = None  # it is sent nothing but answers
 
     def __init__(self, push: type[list[Any]]) -> None:
         self._push = push
@@ -230,7 +231,7 @@ class Outbox:
         self._pings = 0
         return commands
 
-    def ping(self) -> None:
+    def ping(self, on_answer: object = None) -> None:
         """Let the next `commands()` hold a PING. Its answer proves that the server lives, and that the
         answers before it were the right ones."""
         self._pings += 1
@@ -277,13 +278,13 @@ class Outbox:
                     replies.popleft()
         return False
 
-    def end(self) -> None:
+    def end(self, reason: str = "closed") -> None:
         """The session has ended: what was sent and not answered stays unconfirmed."""
         self._is_live = False
         for request in self._replies:
             if request is not None:
-                reason = "the connection was lost before the server answered"
-                _fail(request, Unconfirmed(_look_at(request)[2], reason))
+                why = f"the connection was lost before the server answered: {reason}"
+                _fail(request, Unconfirmed(_look_at(request)[2], why))
         for line in self._lines:
             line.in_flight = 0
         self._replies.clear()

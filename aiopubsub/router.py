@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from enum import Enum
 from typing import Any
@@ -213,9 +213,15 @@ class Router:
         self._fences.clear()
         return commands
 
-    def ping(self) -> None:
+    def ping(self, on_answer: Callable[[], None] = lambda: None) -> None:
         """Let the next `commands()` hold a PING; whatever the server answers proves that it lives."""
-        self._fences.append(_Burst(self._new_token()))
+        self.fence(Ticket(on_answer))
+
+    @property
+    def subject(self) -> str:
+        """What is subscribed, for people: three names at most."""
+        names = [repr(route.name) for routes in self._wishes.values() for route in routes.values()]
+        return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
     def receive(self, backlog: deque[Any]) -> bool:
         """Deal with what the server said, a turn's worth of it; whether there is more to do.
@@ -239,7 +245,7 @@ class Router:
         """Nothing here has a deadline: subscribers bound their own waits."""
         return math.inf
 
-    def end(self) -> None:
+    def end(self, reason: str = "closed") -> None:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
         self._is_live = False
         self._settle_mailboxes(math.inf)
@@ -251,7 +257,7 @@ class Router:
                     lost.setdefault(mailbox, []).append(route.name)
                     self._missing.setdefault(mailbox, set()).add(target)
         for mailbox, names in lost.items():
-            mailbox.open_hole(names)
+            mailbox.open_hole(names, reason)
         bursts = [*self._bursts, *self._fences]
         forgotten = [target for target in self._wire if target.key not in self._wishes[target.kind]]
         self._wire.clear()

@@ -65,6 +65,8 @@ class SubscriberStats:
         buffered: Messages that wait for a consumer.
         buffered_bytes: Bytes that they take, overhead included.
         reconnects: How often its connection was opened again.
+        heard_s_ago: Seconds since the server last said anything on its connection, answers to our own
+            questions included; `None` before the first time.
     """
 
     received: int
@@ -75,6 +77,7 @@ class SubscriberStats:
     buffered: int
     buffered_bytes: int
     reconnects: int
+    heard_s_ago: float | None
 
 
 class Subscriber(Generic[T]):
@@ -371,7 +374,7 @@ class Subscriber(Generic[T]):
     @property
     def stats(self) -> SubscriberStats:
         """A look at the counts, now. Costs no round trip."""
-        mailbox = self._mailbox
+        mailbox, link = self._mailbox, self._link
         return SubscriberStats(
             received=mailbox.received,
             delivered=mailbox.delivered - len(self._intake.hand),
@@ -380,7 +383,8 @@ class Subscriber(Generic[T]):
             gaps=mailbox.gaps,
             buffered=mailbox.buffered + len(self._intake.hand),
             buffered_bytes=mailbox.buffered_bytes,
-            reconnects=0 if self._link is None else self._link.reconnects,
+            reconnects=0 if link is None else link.reconnects,
+            heard_s_ago=None if link is None else link.heard_s_ago,
         )
 
     # -- inside ------------------------------------------------------------------------------------

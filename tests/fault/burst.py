@@ -20,10 +20,13 @@ def peak_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int) -> None:
+async def main(
+    url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int, heartbeat_s: float
+) -> None:
     books = {"delivered": 0, "overflow": 0, "reconnected": 0, "slow": 0, "ends": 0}
+    causes: list[str] = []
     async with (
-        ps.Client(url, heartbeat=60) as client,
+        ps.Client(url, heartbeat=heartbeat_s) as client,
         ps.Subscriber(client, "burst", buffer=10**9, buffer_bytes=buffer_bytes, overflow=overflow) as sub,
     ):
         before = peak_bytes()
@@ -39,6 +42,7 @@ async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int
             async for event in events:
                 if isinstance(event, ps.Gap):
                     books[event.reason.value] += event.missed or 1
+                    causes.append(event.cause)
                 elif isinstance(event, ps.Message):
                     if event.data.startswith(b"end "):
                         books["ends"] = int(event.data[4:])
@@ -46,7 +50,8 @@ async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int
                     books["delivered"] += 1
         except ps.SlowConsumer as error:
             books["slow"] = error.missed
-        print(json.dumps(books | {"grown": peak_bytes() - before}), flush=True)
+        print(json.dumps(books | {"grown": peak_bytes() - before, "causes": causes}), flush=True)
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))  # type: ignore[arg-type]
+_, url, overflow, sleeper, buffer_bytes, heartbeat_s = sys.argv
+asyncio.run(main(url, overflow, sleeper, int(buffer_bytes), float(heartbeat_s)))  # type: ignore[arg-type]

@@ -518,12 +518,12 @@ def test_a_gap_waits_until_it_is_closed() -> None:
     """A gap holds back what came after it until its channels are back, then comes before it."""
     mailbox = box()
     put_one(mailbox, make(0))
-    mailbox.open_hole(["a"])
+    mailbox.open_hole(["a"], "first")
     put_one(mailbox, make(1))
-    mailbox.open_hole(["b"])
+    mailbox.open_hole(["b"], "second")
     assert pop_all(mailbox) == [0]
     mailbox.close_hole()
-    assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3))
+    assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3), cause="first")
     assert pop_all(mailbox) == [1]
 
 
@@ -543,13 +543,13 @@ def test_gaps_that_lost_all_between_them_become_one() -> None:
     mailbox = box(buffer=1)
     put_one(mailbox, make(0))
     for n, channel in enumerate("ab", 1):
-        mailbox.open_hole([channel])
+        mailbox.open_hole([channel], f"lost {n}")
         mailbox.close_hole()
         put_one(mailbox, make(n))
     put_one(mailbox, make(3))
     overflow, reconnected, message = iter(mailbox.pop, None)
     assert overflow == Gap(GapReason.OVERFLOW, ("a",), 3, when(3), when(8))
-    assert reconnected == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(6))
+    assert reconnected == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(6), cause="lost 1")
     assert isinstance(message, Message)
 
 

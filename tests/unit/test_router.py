@@ -635,6 +635,45 @@ def test_a_fence_is_done_after_what_was_sent_before_it() -> None:
     assert offline.is_done
 
 
+def test_a_ping_tells_when_all_before_its_answer_is_here() -> None:
+    """Whoever asked is called back after what the server had sent before; also if no answer will come."""
+    talk, box = Talk(), mailbox()
+    there: list[int] = []
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.server.publish("c0", b"x")
+    talk.router.ping(lambda: there.append(box.buffered))
+    assert there == []
+    talk.settle()
+    assert there == [1]
+    talk.router.ping(lambda: there.append(-1))
+    talk.router.end("cut")
+    assert there == [1, -1]
+
+
+def test_the_subject_names_a_few() -> None:
+    """What is subscribed, for people: three names at most, with a sign that there are more."""
+    talk, box = Talk(), mailbox()
+    assert talk.router.subject == ""
+    talk.router.add(box, [Topic("a"), Pattern("b*"), Topic("c")], ticket())
+    assert talk.router.subject == "'a', 'c', 'b*'"
+    talk.router.add(box, [Topic("d")], ticket())
+    assert talk.router.subject == "'a', 'c', 'd', …"
+
+
+def test_a_gap_knows_how_the_connection_was_lost() -> None:
+    """The reason of the session's end is the cause of the gap."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.router.end("reset by peer")
+    talk.begin()
+    talk.settle()
+    gap = box.pop()
+    assert isinstance(gap, Gap)
+    assert gap.cause == "reset by peer"
+
+
 def test_mailboxes_with_equal_topics_share_a_message() -> None:
     """One object for all whose topics are equal, another for another codec; headers are unpacked once."""
     talk, boxes = Talk(), [mailbox() for _ in range(3)]
