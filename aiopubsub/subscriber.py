@@ -103,8 +103,9 @@ class Subscriber(Generic[T]):
             gives way. `"drop_newest"`: it is dropped itself. `"fail"`: the subscriber ends with
             `SlowConsumer` after what was buffered. `"block"`: the server is not read until half of the
             buffer is free; the subscriber has a connection of its own, which Redis closes at
-            `client-output-buffer-limit pubsub` (32 MB by default). What was read from the socket
-            already is kept, so the buffer may be exceeded by one read of 32 KiB, or one message.
+            `client-output-buffer-limit pubsub` (32 MB by default). When the server is a heartbeat
+            ahead, that is logged as a warning. What was read from the socket already is kept, so the
+            buffer may be exceeded by one read of 32 KiB, or one message.
             Every drop is in a `Gap(OVERFLOW)` at the place where it happened, with the exact number.
         on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
             after which iteration can go on. `events()` hands gaps over instead.
