@@ -33,8 +33,8 @@ class Dialogue(Protocol):
 
     @property
     def subject(self) -> str | None:
-        """What is listened to, for people; `None` on a side that is sent nothing but answers, and so
-        cannot fall behind the server."""
+        """What is listened to, for people, empty if nothing is; `None` on a side that is sent nothing but
+        answers, and so cannot fall behind the server."""
         ...
 
     def begin(self) -> None:

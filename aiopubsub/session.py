@@ -82,7 +82,7 @@ class Session:
         Args:
             late_s: For so long the event loop was busy with something else, and nothing was read.
         """
-        if self._dialogue.subject is not None and self._marked_at is None:
+        if self._dialogue.subject and self._marked_at is None:
             self._marked_at = self._loop.time() - late_s
             self._dialogue.ping(self._on_mark)
             self.kick()
