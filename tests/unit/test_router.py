@@ -299,8 +299,13 @@ class RouterModel(RuleBasedStateMachine):
             lost = [key for key in self.state if key in box.wishes and self.is_on(key)]
             if lost:
                 if box.hole is None:
-                    box.hole = Lost()
-                    box.expected.append(box.hole)
+                    last = box.expected[-1] if box.expected else None
+                    if isinstance(last, Lost):  # nothing came between the two, so they are one
+                        last.is_open = True
+                        box.hole = last
+                    else:
+                        box.hole = Lost()
+                        box.expected.append(box.hole)
                 box.hole.channels |= dict.fromkeys(name for _, name in lost)
                 box.missing.update(lost)
         self.state.clear()
