@@ -108,13 +108,10 @@ async def test_a_hang_up_is_seen_coming(own_valkey: Server, caplog: pytest.LogCa
             ps.Publisher(own_valkey.url, timeout=60) as pub,
             asyncio.timeout(60),
         ):
-            caplog.clear()
             await pub.publish_many("c", [payload] * count)
-            while not caplog.records:
+            while "listens alone: consumers are too slow on 'c'" not in caplog.text:
                 await asyncio.sleep(0.01)  # no event tells
-            (warning,) = caplog.records
-            assert warning.getMessage().startswith("listens alone: consumers are too slow on 'c'")
-            assert "client-output-buffer-limit pubsub" in warning.getMessage()
+            assert "client-output-buffer-limit pubsub" in caplog.text
             await asyncio.sleep(1)  # so far behind that a hang-up is no accident
             server.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
             while server.pubsub_numsub("c") != [("c", 0)]:
@@ -127,7 +124,7 @@ async def test_a_hang_up_is_seen_coming(own_valkey: Server, caplog: pytest.LogCa
             assert event.reason is ps.GapReason.RECONNECTED
             assert "client-output-buffer-limit pubsub" in event.cause
             assert 0 < taken < count
-            assert len(caplog.records) == 2  # the second: that it was lost
+            assert caplog.text.count("consumers are too slow") == 1
             await pub.publish("c", b"the end")
             while (await anext(sub)).data != b"the end":
                 pass
