@@ -17,7 +17,7 @@ from aiopubsub.testing import Proxy, Server
 from aiopubsub.wire import Push, RedisOpener, RedisWire
 from tests.fault.books import feeding, jumps, lost, watching
 from tests.fault.conftest import LONG, admin
-from tests.fault.timing import Late, again_if_late, in_time
+from tests.fault.timing import Late, Queueing, again_if_late, in_time
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +44,9 @@ async def test_client_kill_at_speed_is_one_gap_where_the_hole_is(both_kinds: Ser
         await first.until(lambda: first.last > 400)
         with admin(both_kinds) as server:
             assert server.client_kill_filter(_type="pubsub") == 1
-        killed_at = time.time()
+        killed_at, queueing = time.time(), Queueing()
+        await first.until(lambda: len(first.gaps) > 0)
+        queued_s = queueing.s()
         for watcher in watchers:
             await watcher.until(lambda watcher=watcher: len(watcher.gaps) > 0)
             gap_at = len(watcher.events)
@@ -55,7 +57,7 @@ async def test_client_kill_at_speed_is_one_gap_where_the_hole_is(both_kinds: Ser
         assert (gap.reason, gap.missed) == (ps.GapReason.RECONNECTED, None)
         assert set(gap.channels) == channels
         assert jumps(watcher) == [watcher.events.index(gap)]
-        in_time("back", gap.ended.timestamp() - killed_at, 0.2)
+        in_time("back", gap.ended.timestamp() - killed_at, 0.2, queued_s=queued_s)
 
 
 @pytest.mark.parametrize("outage_s", [3.0, 15.0] if LONG else [3.0])
@@ -73,8 +75,9 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s
         await asyncio.to_thread(own_valkey.kill)
         await asyncio.sleep(outage_s)  # the fault itself
         await asyncio.to_thread(own_valkey.start)
-        returned_at = time.time()
+        returned_at, queueing = time.time(), Queueing()
         await watcher.until(lambda: bool(watcher.gaps))
+        queued_s = queueing.s()
         after = feed.begun
         await watcher.until(lambda: watcher.last > after + 20)
         with admin(own_valkey) as server:
@@ -86,7 +89,7 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s
     assert jumps(watcher) == [watcher.events.index(gap)]
     assert set(watcher.numbers) <= feed.confirmed | feed.unconfirmed
     assert len(feed.not_sent) > (outage_s - 1) * 150
-    in_time("subscribed again", gap.ended.timestamp() - returned_at, 1.2)
+    in_time("subscribed again", gap.ended.timestamp() - returned_at, 1.2, queued_s=queued_s)
 
 
 @pytest.mark.parametrize("role", ["listens", "commands"])
