@@ -278,10 +278,12 @@ class Link(Generic[D]):
         """Until the session has ended: see that the server lives, and that we keep up with it."""
         look_at = self._loop.time() + self._heartbeat
         is_behind = False
-        while not session.ended.done():
+        while True:
             await asyncio.wait([session.ended], timeout=max(0.0, look_at - self._loop.time()))
             late_s = max(0.0, self._loop.time() - look_at)
             await asyncio.sleep(0)  # if the event loop was blocked: what came meanwhile is read first
+            if session.ended.done():
+                return
             now = self._loop.time()
             if session.is_held_up:  # we don't listen, so silence says nothing
                 verdict, look_at = Verdict.FINE, now + self._heartbeat
@@ -290,6 +292,7 @@ class Link(Generic[D]):
             match verdict:
                 case Verdict.DEAD:
                     session.end(f"nothing heard for {now - session.heard_at:.3g} s, PING included")
+                    return
                 case Verdict.PING:
                     session.ping()
                 case Verdict.FINE:
