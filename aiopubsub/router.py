@@ -253,10 +253,14 @@ class Router:
         lost: dict[Mailbox, list[str]] = {}
         for target, (state, _) in self._wire.items():
             route = self._wishes[target.kind].get(target.key)
-            if route is not None and state is Wire.ON:
-                for mailbox in route.mailboxes():
-                    lost.setdefault(mailbox, []).append(route.name)
+            if route is None:
+                continue
+            for mailbox in route.mailboxes():
+                if state is Wire.ON:
                     self._missing.setdefault(mailbox, set()).add(target)
+                # lost before and asked for again: messages may have come before it was confirmed
+                if target in self._missing.get(mailbox, ()):
+                    lost.setdefault(mailbox, []).append(route.name)
         for mailbox, names in lost.items():
             mailbox.open_hole(names, reason)
         bursts = [*self._bursts, *self._fences]
