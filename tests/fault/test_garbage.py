@@ -153,8 +153,9 @@ async def test_frames_that_dribble(valkey: Server) -> None:
         ps.Subscriber(client, "c") as sub,
         watching(sub) as watcher,
     ):
-        await asyncio.gather(*(ps.Publisher(client).publish("c", b"%d" % n) for n in range(200)))
-        await watcher.until(lambda: watcher.last == 199)
+        pub = ps.Publisher(client, timeout=60)
+        await asyncio.gather(*(pub.publish("c", b"%d" % n) for n in range(200)))
+        await watcher.until(lambda: watcher.last == 199, timeout=60)
     assert watcher.numbers == list(range(200))
 
 
