@@ -6,7 +6,6 @@ here: publishing and subscribing. Roles take a client, or make one of their own 
 
 from __future__ import annotations
 
-import asyncio
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -146,12 +145,11 @@ class Client:
         deployment = self._deployment
         if deployment is None:
             return ClientStats({}, 0, 0)
-        now = asyncio.get_running_loop().time()
         links = {
             role: LinkStats(
                 link.state.value,
                 link.reconnects,
-                None if link.heard_at is None else now - link.heard_at,
+                link.heard_s_ago,
                 None if link.error is None else str(link.error),
             )
             for role, link in deployment.links().items()

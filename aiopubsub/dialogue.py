@@ -7,6 +7,7 @@ words that both use. Must not live here: anything that runs.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Any, Protocol, TypeAlias
 
 from .errors import PubSubError
@@ -38,6 +39,12 @@ class Dialogue(Protocol):
     is_stalled: bool
     """Whether the consumer of the last `receive` has no room for more."""
 
+    @property
+    def subject(self) -> str | None:
+        """What is listened to, for people, empty if nothing is; `None` on a side that is sent nothing but
+        answers, and so cannot fall behind the server."""
+        ...
+
     def begin(self) -> None:
         """A session begins; the server knows nothing of us."""
         ...
@@ -53,16 +60,19 @@ class Dialogue(Protocol):
         """
         ...
 
-    def ping(self) -> None:
-        """Let the next `commands()` hold a PING."""
+    def ping(self, on_answer: Callable[[], None] = ...) -> None:
+        """Let the next `commands()` hold a PING.
+
+        A side with a `subject` calls back when it is answered, or never will be.
+        """
         ...
 
     def expire(self, now: float) -> float:
         """Give up what is overdue; return the earliest deadline that is left, or infinity."""
         ...
 
-    def end(self) -> None:
-        """The session has ended."""
+    def end(self, reason: str) -> None:
+        """The session has ended; why."""
         ...
 
     def close(self, error: PubSubError) -> None:

@@ -210,8 +210,9 @@ class GapError(PubSubError):
     def __str__(self) -> str:
         missed = "an unknown number of" if self.gap.missed is None else str(self.gap.missed)
         where = ", ".join(map(repr, self.gap.channels[:3])) + (", …" if len(self.gap.channels) > 3 else "")
+        cause = f", {self.gap.cause}" if self.gap.cause else ""
         return (
-            f"{missed} messages missing on {where}: {self.gap.reason.value} "
+            f"{missed} messages missing on {where}: {self.gap.reason.value}{cause} "
             "(fetch the current state again, then go on iterating)"
         )
 

@@ -22,7 +22,7 @@ import anyio
 
 from .dialogue import Dialogue
 from .errors import Closed, ConnectFailed, PubSubError
-from .session import Session
+from .session import OUTPUT_LIMIT, Session
 from .wire import Wire, WireOpener
 
 __all__ = ["Backoff", "Link", "State", "Verdict", "judge"]
@@ -125,7 +125,6 @@ class Link(Generic[D]):
         state: Where it stands.
         error: Why the last try or session failed; after a permanent error also why it is closed.
         reconnects: Sessions after the first.
-        heard_at: When the server was last heard, by the loop's clock, or `None`.
     """
 
     def __init__(
@@ -153,8 +152,10 @@ class Link(Generic[D]):
         return max(0, self._sessions - 1)
 
     @property
-    def heard_at(self) -> float | None:
-        return self._heard_at if self._session is None else self._session.heard_at
+    def heard_s_ago(self) -> float | None:
+        """Seconds since the server was last heard; `None` before the first time."""
+        heard_at = self._heard_at if self._session is None else self._session.heard_at
+        return None if heard_at is None else self._loop.time() - heard_at
 
     async def ready(self, timeout: float | None) -> None:
         """Open the link if it is idle, and wait until it is live.
@@ -274,19 +275,46 @@ class Link(Generic[D]):
             raise ConnectFailed(self._opener.target, reason) from None
 
     async def _watch(self, session: Session) -> None:
-        """Until the session has ended: see that the server lives."""
+        """Until the session has ended: see that the server lives, and that we keep up with it."""
         look_at = self._loop.time() + self._heartbeat
-        while not session.ended.done():
+        is_behind = False
+        while True:
             await asyncio.wait([session.ended], timeout=max(0.0, look_at - self._loop.time()))
+            late_s = max(0.0, self._loop.time() - look_at)
+            await asyncio.sleep(0)  # if the event loop was blocked: what came meanwhile is read first
+            if session.ended.done():
+                return
             now = self._loop.time()
             if session.is_held_up:  # we don't listen, so silence says nothing
-                look_at = now + self._heartbeat
-                continue
-            verdict, look_at = judge(now, session.heard_at, session.asked_at, self._heartbeat)
-            if verdict is Verdict.PING:
-                session.ping()
-            elif verdict is Verdict.DEAD:
-                session.end(f"nothing heard for {now - session.heard_at:.3g} s, PING included")
+                verdict, look_at = Verdict.FINE, now + self._heartbeat
+            else:
+                verdict, look_at = judge(now, session.heard_at, session.asked_at, self._heartbeat)
+            match verdict:
+                case Verdict.DEAD:
+                    session.end(f"nothing heard for {now - session.heard_at:.3g} s, PING included")
+                    return
+                case Verdict.PING:
+                    session.ping()
+                case Verdict.FINE:
+                    session.measure(late_s)
+            is_behind = self._see_pace(session, is_behind)
+
+    def _see_pace(self, session: Session, was_behind: bool) -> bool:
+        """Whether the server is ahead of us by a heartbeat; logged once, and once when it is over."""
+        behind_s = max(session.behind_s, session.lag_s)
+        is_behind = behind_s >= self._heartbeat
+        if is_behind and not was_behind:
+            logger.warning(
+                "%s: consumers are too slow on %s: %s is %.3g s ahead of us, and hangs up at its %s",
+                self._role,
+                self.dialogue.subject,
+                self._opener.target,
+                behind_s,
+                OUTPUT_LIMIT,
+            )
+        elif was_behind and not is_behind:
+            logger.info("%s: has caught up with %s", self._role, self._opener.target)
+        return is_behind
 
     def _close(self, error: PubSubError | None) -> None:
         """To CLOSED, from wherever it stands; does nothing the second time."""

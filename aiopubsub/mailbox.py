@@ -59,6 +59,7 @@ class _Hole:
     missed: int | None
     channels: dict[str, None] = field(default_factory=dict[str, None])
     is_open: bool = False
+    cause: str = ""
 
     def swallow(self, other: _Hole) -> None:
         """Become one with another hole of the same reason."""
@@ -66,6 +67,7 @@ class _Hole:
         self.ended_s = max(self.ended_s, other.ended_s)
         self.channels |= other.channels
         self.is_open = self.is_open or other.is_open
+        self.cause = self.cause or other.cause
         if self.missed is not None and other.missed is not None:
             self.missed += other.missed
         else:
@@ -78,6 +80,7 @@ class _Hole:
             self.missed,
             datetime.fromtimestamp(self.started_s, UTC),
             datetime.fromtimestamp(self.ended_s, UTC),
+            cause=self.cause,
         )
 
 
@@ -116,7 +119,7 @@ class Mailbox:
         "_is_stalled",
         "_items",
         "_limit",
-        "_open_hole",
+        "_open_holes",
         "_others",
         "_overflowed",
         "buffer",
@@ -152,7 +155,7 @@ class Mailbox:
         self._others = 0  # of `_items`: what is not a message
         self._limit = buffer  # length of `_items` at which nothing more fits; -1: takes nothing more
         self._bytes = 0
-        self._open_hole: _Hole | None = None
+        self._open_holes: list[_Hole] = []
         self._is_stalled = False
         self._overflowed = False  # FAIL: full once, so nothing more is taken; until that is told
         self._ended = False
@@ -229,28 +232,35 @@ class Mailbox:
             self._append(item)
             self._notify()
 
-    def open_hole(self, channels: Iterable[str]) -> None:
-        """From here on messages may be missing, until `close_hole`. Opening twice widens it."""
+    def open_hole(self, channels: Iterable[str], cause: str = "") -> None:
+        """From here on messages may be missing, until `close_hole`.
+
+        Again before that: a second hole if something came since, else the same one, widened, whose
+        cause, in words, is that of the first time.
+        """
         if self._ended or self._overflowed:  # nothing more is taken, so nothing more can be missing
             return
         now = self._clock()
-        if self._open_hole is None:
-            last = self._items[-1] if self._items else None
-            if isinstance(last, _Hole) and last.reason is GapReason.RECONNECTED:
-                last.is_open = True  # nothing came between the two, so they are one
-                self._open_hole = last
-            else:
-                self._open_hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True)
-                self._append(self._open_hole)
-        self._open_hole.channels.update(dict.fromkeys(channels))
+        last = self._items[-1] if self._items else None
+        if isinstance(last, _Hole) and last.reason is GapReason.RECONNECTED:
+            hole = last
+            hole.is_open = True
+        else:
+            hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True, cause=cause)
+            self._append(hole)
+        if hole not in self._open_holes:
+            self._open_holes.append(hole)
+        hole.channels.update(dict.fromkeys(channels))
 
     def close_hole(self) -> None:
-        """All that was lost with the connection is subscribed again: the gap can be handed over."""
-        hole, self._open_hole = self._open_hole, None
-        if hole is None:
+        """All that was lost with the connection is subscribed again: gaps can be handed over."""
+        if not self._open_holes:
             return
-        hole.ended_s = self._clock()
-        hole.is_open = False
+        now = self._clock()
+        for hole in self._open_holes:
+            hole.ended_s = now
+            hole.is_open = False
+        self._open_holes.clear()
         self._notify()
 
     def end(self) -> None:
@@ -264,7 +274,7 @@ class Mailbox:
         """Forget what is buffered."""
         self._items.clear()
         self._front.clear()
-        self._open_hole = None
+        self._open_holes.clear()
         self._bytes = 0
         self._overflowed = False
         self._count_others(-self._others)
@@ -396,8 +406,10 @@ class Mailbox:
             self._front.append(item)
             return
         other.swallow(item)
-        if item is self._open_hole:
-            self._open_hole = other
+        if item in self._open_holes:
+            self._open_holes.remove(item)
+            if other not in self._open_holes:
+                self._open_holes.append(other)
 
     def _front_hole(self, reason: GapReason) -> _Hole | None:
         for item in self._front:

@@ -167,6 +167,7 @@ class Gap:
             they had been handed over; `None` where it cannot be known.
         before: The position of the last message in front of it, on a topic with history.
         after: The position of the next message, on a topic with history, if there is one.
+        cause: How the connection was lost, for people; of `RECONNECTED` only, else empty.
     """
 
     reason: GapReason
@@ -177,6 +178,7 @@ class Gap:
     withdrawn: int | None = 0
     before: Position | None = None
     after: Position | None = None
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -201,6 +201,7 @@ class Outbox:
     """The decisions of one commanding connection."""
 
     is_stalled = False  # it always takes what comes
+    subject = None  # it is sent nothing but answers
 
     histories: dict[str, History]
     """The histories of topics that publishers have given, so that all give the same."""
@@ -301,7 +302,7 @@ class Outbox:
         self._pings = 0
         return commands
 
-    def ping(self) -> None:
+    def ping(self, on_answer: object = None) -> None:
         """Let the next `commands()` hold a PING. Its answer proves that the server lives, and that the
         answers before it were the right ones."""
         self._pings += 1
@@ -347,15 +348,15 @@ class Outbox:
                 replies.popleft()
         return False
 
-    def end(self) -> None:
+    def end(self, reason: str = "closed") -> None:
         """The session has ended: what was sent and not answered stays unconfirmed."""
         self._is_live = False
-        reason = "the connection was lost before the server answered"
+        why = f"the connection was lost before the server answered: {reason}"
         for request in reversed(self._replies):
             if isinstance(request, Call):
                 request.take_back()
             elif not isinstance(request, _Own):
-                _fail(request, Unconfirmed(_look_at(request)[2], reason))
+                _fail(request, Unconfirmed(_look_at(request)[2], why))
         for line in self._lines:
             line.in_flight = 0
         self._replies.clear()

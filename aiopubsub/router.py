@@ -26,7 +26,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from types import MappingProxyType
@@ -281,9 +281,16 @@ class Router:
                 commands += questions
         return commands
 
-    def ping(self) -> None:
+    def ping(self, on_answer: Callable[[], None] = lambda: None) -> None:
         """Let the next `commands()` hold a PING; whatever the server answers proves that it lives."""
-        self._fences.append(_Burst(self._new_token()))
+        self.fence(Ticket(on_answer))
+
+    @property
+    def subject(self) -> str:
+        """What is subscribed, for people: three names at most."""
+        routes = itertools.chain.from_iterable(routes.values() for routes in self._wishes.values())
+        names = [repr(route.name) for route in itertools.islice(routes, 4)]  # of perhaps 100 000
+        return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
     def receive(self, backlog: deque[Any]) -> bool:
         """Deal with what the server said, a turn's worth of it; whether there is more to do.
@@ -317,19 +324,23 @@ class Router:
         self._audits = {trail: audits[trail] for trail in trails}
         return min(self._audits.values(), default=math.inf)
 
-    def end(self) -> None:
+    def end(self, reason: str = "closed") -> None:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
         self._is_live = False
         self._settle_mailboxes(math.inf)
         lost: dict[Mailbox, list[str]] = {}
         for target, (state, _) in self._wire.items():
             route = self._wishes[target.kind].get(target.key)
-            if route is not None and state is Wire.ON:
-                for mailbox in route.live_mailboxes():
-                    lost.setdefault(mailbox, []).append(route.name)
+            if route is None:
+                continue
+            for mailbox in route.live_mailboxes():
+                if state is Wire.ON:
                     self._missing.setdefault(mailbox, set()).add(target)
+                # lost before and asked for again: messages may have come before it was confirmed
+                if target in self._missing.get(mailbox, ()):
+                    lost.setdefault(mailbox, []).append(route.name)
         for mailbox, names in lost.items():
-            mailbox.open_hole(names)
+            mailbox.open_hole(names, reason)
         for trails in self._mailboxes.values():
             for trail in trails.values():
                 trail.off()

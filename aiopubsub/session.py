@@ -17,12 +17,18 @@ from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
-from .dialogue import Dialogue
+from .dialogue import Dialogue, OutOfStep
 from .wire import Wire
 
-__all__ = ["Session"]
+__all__ = ["OUTPUT_LIMIT", "Session"]
 
 logger = logging.getLogger("aiopubsub.session")
+
+OUTPUT_LIMIT = "client-output-buffer-limit pubsub"
+"""The server's setting: so much of what we have not read yet it keeps, then it hangs up. By default 32 MB,
+or 8 MB for 60 s (https://redis.io/docs/latest/develop/reference/clients/#output-buffer-limits)."""
+
+_FAR_BEHIND_S = 1.0  # a server that closes a connection so far behind has probably hung up at its limit
 
 
 class Session:
@@ -37,6 +43,7 @@ class Session:
         heard_at: When something last came from the server, by the loop's clock.
         asked_at: When a sign of life was asked for, if nothing has come since; else `None`. A state of
             its own, because clocks are coarse: uvloop's stands still for a millisecond.
+        lag_s: How far we were behind the server when that was last known, in seconds; 0 at first.
     """
 
     def __init__(self, wire: Wire, dialogue: Dialogue) -> None:
@@ -50,6 +57,8 @@ class Session:
         self.ended: asyncio.Future[str] = self._loop.create_future()
         self.heard_at = self._loop.time()
         self.asked_at: float | None = None
+        self.lag_s = 0.0
+        self._marked_at: float | None = None  # when we were abreast of the server at the latest
         dialogue.begin()
         wire.start(self)
         self.kick()
@@ -58,6 +67,25 @@ class Session:
     def is_held_up(self) -> bool:
         """Whether the server is not read because we have not dealt with what it said before."""
         return self._is_paused
+
+    @property
+    def behind_s(self) -> float:
+        """Seconds that the server is known to be ahead of what we have read; 0 if it is not known to be."""
+        return 0.0 if self._marked_at is None else self._loop.time() - self._marked_at
+
+    def measure(self, late_s: float) -> None:
+        """Once in each heartbeat: find out how far we are behind, on a side that can be.
+
+        A PING is answered in line with all else that the server sends, so while its answer is not here
+        we are behind.
+
+        Args:
+            late_s: For so long the event loop was busy with something else, and nothing was read.
+        """
+        if self._dialogue.subject and self._marked_at is None:
+            self._marked_at = self._loop.time() - late_s
+            self._dialogue.ping(self._on_mark)
+            self.kick()
 
     def kick(self) -> None:
         """The dialogue may have something to say: now, or with all else that this turn brings."""
@@ -68,8 +96,9 @@ class Session:
         self._loop.call_soon(self._gathered)
 
     def ping(self) -> None:
-        """Ask the server for a sign of life."""
+        """It is quiet though we read: ask the server for a sign of life."""
         self.asked_at = self._loop.time()
+        self._marked_at, self.lag_s = None, 0.0  # there is nothing that we have not read
         self._dialogue.ping()
         self.kick()
 
@@ -84,7 +113,7 @@ class Session:
         self._wire.abort()
         self._backlog.clear()
         self.ended.set_result(reason)
-        self._dialogue.end()
+        self._dialogue.end(reason)
 
     # -- the wire calls these ----------------------------------------------------------------------
 
@@ -117,9 +146,18 @@ class Session:
         # what was read before the end counts: it came before the gap
         while (self._backlog or self._has_more) and self._deal():
             pass
+        has_moved = self._marked_at is not None and self.heard_at > self._marked_at
+        if has_moved and self.behind_s >= _FAR_BEHIND_S:
+            ahead = f"the server was {self.behind_s:.3g} s ahead of us"
+            reason = f"{reason}; {ahead}, and hangs up at its {OUTPUT_LIMIT}"
         self.end(reason)
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _on_mark(self) -> None:
+        """What the server had sent before its answer is dealt with."""
+        self.lag_s = self.behind_s
+        self._marked_at = None
 
     def _work_off(self) -> None:
         """Deal with what was read; what takes too long goes on in the next turn."""
@@ -147,6 +185,9 @@ class Session:
         """Give the dialogue what was read, as much of it as it takes. False: it is over."""
         try:
             self._has_more = self._dialogue.receive(self._backlog)
+        except OutOfStep as error:  # the server's fault; the link logs why it was lost
+            self.end(f"the server is out of step: {error}")
+            return False
         except Exception as error:  # whatever it is, the connection cannot be trusted any more
             logger.exception("what the server sent could not be dealt with")
             self.end(f"{type(error).__name__}: {error}")

@@ -74,6 +74,8 @@ class SubscriberStats:
         buffered: Messages that wait for a consumer.
         buffered_bytes: Bytes that they take, overhead included.
         reconnects: How often its connection was opened again.
+        heard_s_ago: Seconds since the server last said anything on its connection, answers to our own
+            questions included; `None` before the first time.
     """
 
     received: int
@@ -85,6 +87,7 @@ class SubscriberStats:
     buffered: int
     buffered_bytes: int
     reconnects: int
+    heard_s_ago: float | None
 
 
 class Subscriber(Generic[T]):
@@ -111,8 +114,9 @@ class Subscriber(Generic[T]):
             gives way. `"drop_newest"`: it is dropped itself. `"fail"`: the subscriber ends with
             `SlowConsumer` after what was buffered. `"block"`: the server is not read until half of the
             buffer is free; the subscriber has a connection of its own, which Redis closes at
-            `client-output-buffer-limit pubsub` (32 MB by default). What was read from the socket
-            already is kept, so the buffer may be exceeded by one read of 32 KiB, or one message.
+            `client-output-buffer-limit pubsub` (32 MB by default). When the server is a heartbeat
+            ahead, that is logged as a warning. What was read from the socket already is kept, so the
+            buffer may be exceeded by one read of 32 KiB, or one message.
             Every drop is in a `Gap(OVERFLOW)` at the place where it happened, with the exact number.
             Messages of a topic with history are never dropped, whatever this says: those that do not
             fit are read again when there is room. With `"drop_oldest"` a message without history
@@ -435,7 +439,7 @@ class Subscriber(Generic[T]):
     @property
     def stats(self) -> SubscriberStats:
         """A look at the counts, now. Costs no round trip."""
-        mailbox = self._mailbox
+        mailbox, link = self._mailbox, self._link
         return SubscriberStats(
             received=mailbox.received,
             delivered=mailbox.delivered - len(self._intake.hand),
@@ -445,7 +449,8 @@ class Subscriber(Generic[T]):
             gaps=mailbox.gaps,
             buffered=mailbox.buffered + len(self._intake.hand),
             buffered_bytes=mailbox.buffered_bytes,
-            reconnects=0 if self._link is None else self._link.reconnects,
+            reconnects=0 if link is None else link.reconnects,
+            heard_s_ago=None if link is None else link.heard_s_ago,
         )
 
     # -- inside ------------------------------------------------------------------------------------

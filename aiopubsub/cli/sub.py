@@ -62,7 +62,7 @@ def gap_sentence(gap: Gap) -> str:
         many = f"{gap.missed} message{' is' if gap.missed == 1 else 's are'} missing"
     if gap.reason is GapReason.RECONNECTED:
         seconds = (gap.ended - gap.started).total_seconds()
-        return f"{many} on {where}: the connection was lost for {seconds:.1f} s"
+        return f"{many} on {where}: the connection was lost for {seconds:.1f} s ({visible(gap.cause)})"
     return f"{many} on {where}: they came faster than they were printed"
 
 

@@ -168,12 +168,16 @@ async def test_closing_leaves_no_task(place: Place) -> None:
 
 async def test_stats_tell_how_things_stand(client: ps.Client) -> None:
     """Counts balance, and links tell their state."""
-    async with ps.Subscriber(client, "c", buffer=2) as sub:
+    sub = ps.Subscriber(client, "c", buffer=2)
+    assert sub.stats.heard_s_ago is None
+    async with sub:
         await ps.Publisher(client).publish_many("c", [b"x"] * 5)
         await sub.subscribe("fence")
         await anext(sub)
         stats = sub.stats
         assert (stats.received, stats.delivered, stats.dropped, stats.buffered) == (5, 1, 3, 1)
+        assert stats.heard_s_ago is not None
+        assert 0 <= stats.heard_s_ago < 5
         links = client.stats.links
         assert {role: link.state for role, link in links.items()} == {
             "commands": "live",

@@ -71,26 +71,26 @@ async def reconnected(client: ps.Client, role: str, times: int) -> None:
 
 
 class Watcher:
-    """Takes all events of a subscriber, and lets a test wait for what it wants to see."""
+    """Takes all events of a subscriber, and lets a test wait for what it wants to see.
+
+    Attributes:
+        events: All that came.
+        gaps: Of these, the gaps.
+        numbers: Of these, the messages.
+    """
 
     def __init__(self, sub: ps.Subscriber) -> None:
         self.sub = sub
         self.events: list[ps.Message | ps.Gap | ps.Undecodable] = []
+        self.gaps: list[ps.Gap] = []
+        self.numbers: list[int] = []
         self.task = asyncio.create_task(self._watch())
         self._changed = asyncio.Event()
 
     @property
-    def gaps(self) -> list[ps.Gap]:
-        return [event for event in self.events if isinstance(event, ps.Gap)]
-
-    @property
-    def numbers(self) -> list[int]:
-        return [int(event.data) for event in self.events if isinstance(event, ps.Message)]
-
-    @property
     def last(self) -> int:
         """The last number that came, or -1."""
-        return max(self.numbers[-1:], default=-1)
+        return self.numbers[-1] if self.numbers else -1
 
     async def until(self, is_true: Callable[[], bool], *, timeout: float = 10) -> None:
         """Return when it is true; looks after each event. Raises what the iterator raised."""
@@ -106,6 +106,10 @@ class Watcher:
         try:
             async for event in self.sub.events():
                 self.events.append(event)
+                if isinstance(event, ps.Gap):
+                    self.gaps.append(event)
+                elif isinstance(event, ps.Message):
+                    self.numbers.append(int(event.data))
                 self._changed.set()
         finally:
             self._changed.set()

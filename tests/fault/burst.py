@@ -9,21 +9,26 @@ from __future__ import annotations
 
 import asyncio
 import json
-import resource
 import sys
+from pathlib import Path
 
 import aiopubsub as ps
 from aiopubsub.subscriber import OverflowName
 
 
 def peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    """The most memory until now. `getrusage` would count what its parent had when it was forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int) -> None:
+async def main(
+    url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int, heartbeat_s: float
+) -> None:
     books = {"delivered": 0, "overflow": 0, "reconnected": 0, "slow": 0, "ends": 0}
+    causes: list[str] = []
     async with (
-        ps.Client(url, heartbeat=60) as client,
+        ps.Client(url, heartbeat=heartbeat_s) as client,
         ps.Subscriber(client, "burst", buffer=10**9, buffer_bytes=buffer_bytes, overflow=overflow) as sub,
     ):
         before = peak_bytes()
@@ -39,6 +44,7 @@ async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int
             async for event in events:
                 if isinstance(event, ps.Gap):
                     books[event.reason.value] += event.missed or 1
+                    causes.append(event.cause)
                 elif isinstance(event, ps.Message):
                     if event.data.startswith(b"end "):
                         books["ends"] = int(event.data[4:])
@@ -46,7 +52,8 @@ async def main(url: str, overflow: OverflowName, sleeper: str, buffer_bytes: int
                     books["delivered"] += 1
         except ps.SlowConsumer as error:
             books["slow"] = error.missed
-        print(json.dumps(books | {"grown": peak_bytes() - before}), flush=True)
+        print(json.dumps(books | {"grown": peak_bytes() - before, "causes": causes}), flush=True)
 
 
-asyncio.run(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])))  # type: ignore[arg-type]
+_, url, overflow, sleeper, buffer_bytes, heartbeat_s = sys.argv
+asyncio.run(main(url, overflow, sleeper, int(buffer_bytes), float(heartbeat_s)))  # type: ignore[arg-type]

@@ -65,7 +65,7 @@ def others() -> set[asyncio.Task[Any]]:
 async def client(valkey: Server) -> AsyncIterator[ps.Client]:
     """A client of which nothing may be left."""
     tasks = others()
-    async with asyncio.timeout(500 if LONG else 10):
+    async with asyncio.timeout(900 if LONG else 60):
         async with ps.Client(valkey.url) as client:
             async with ps.Subscriber(client, "of the fixture"):
                 pass

@@ -14,6 +14,7 @@ from aiopubsub.testing import Proxy, Server
 from tests.fault.books import jumps, watching
 from tests.fault.conftest import LONG, admin
 from tests.fault.fake_server import FakeServer, push
+from tests.fault.timing import Late, again_if_late
 
 pytestmark = pytest.mark.anyio
 
@@ -152,8 +153,9 @@ async def test_frames_that_dribble(valkey: Server) -> None:
         ps.Subscriber(client, "c") as sub,
         watching(sub) as watcher,
     ):
-        await asyncio.gather(*(ps.Publisher(client).publish("c", b"%d" % n) for n in range(200)))
-        await watcher.until(lambda: watcher.last == 199)
+        pub = ps.Publisher(client, timeout=60)
+        await asyncio.gather(*(pub.publish("c", b"%d" % n) for n in range(200)))
+        await watcher.until(lambda: watcher.last == 199, timeout=60)
     assert watcher.numbers == list(range(200))
 
 
@@ -175,6 +177,7 @@ async def test_a_payload_of_100_mb(own_valkey: Server) -> None:
         assert (await anext(sub)).data == payload
 
 
+@again_if_late
 async def test_a_payload_that_takes_longer_than_two_heartbeats(valkey: Server) -> None:
     """A connection that moves is alive, though no message is complete for a long time."""
     async with (
@@ -186,9 +189,10 @@ async def test_a_payload_that_takes_longer_than_two_heartbeats(valkey: Server) -
     ):
         await pub.publish("c", b"x" * 600_000)
         event = await anext(sub.events())
+        if sub.stats.reconnects:
+            raise Late("32 KiB did not come within 0.2 s")
         assert isinstance(event, ps.Message)
         assert len(event.data) == 600_000
-        assert sub.stats.reconnects == 0
 
 
 async def test_bytes_that_are_not_utf_8(valkey: Server) -> None:

@@ -17,6 +17,7 @@ from aiopubsub.testing import Proxy, Server
 from aiopubsub.wire import Push, RedisOpener, RedisWire
 from tests.fault.books import feeding, jumps, lost, watching
 from tests.fault.conftest import LONG, admin
+from tests.fault.timing import Late, Queueing, again_if_late, in_time
 
 pytestmark = pytest.mark.anyio
 
@@ -24,6 +25,7 @@ HEARTBEAT_S = 0.25
 TIMELY_S = 0.1  # what two shared cores may add to a bound
 
 
+@again_if_late
 async def test_client_kill_at_speed_is_one_gap_where_the_hole_is(both_kinds: Server) -> None:
     """Within 200 ms the subscribers are back, each with one gap, exactly where numbers are missing."""
     async with (
@@ -42,23 +44,24 @@ async def test_client_kill_at_speed_is_one_gap_where_the_hole_is(both_kinds: Ser
         await first.until(lambda: first.last > 400)
         with admin(both_kinds) as server:
             assert server.client_kill_filter(_type="pubsub") == 1
-        killed_at = time.time()
+        killed_at, queueing = time.time(), Queueing()
+        await first.until(lambda: len(first.gaps) > 0)
+        queued_s = queueing.s()
         for watcher in watchers:
             await watcher.until(lambda watcher=watcher: len(watcher.gaps) > 0)
             gap_at = len(watcher.events)
             await watcher.until(lambda watcher=watcher, at=gap_at: len(watcher.events) > at + 400)
+    assert len(feed.confirmed) == feed.begun
     for watcher, channels in zip(watchers, ({"c"}, {"c*"}, {"c", "other"}), strict=True):
         (gap,) = watcher.gaps
         assert (gap.reason, gap.missed) == (ps.GapReason.RECONNECTED, None)
         assert set(gap.channels) == channels
-        back_s = gap.ended.timestamp() - killed_at
-        print(f"back after {back_s * 1000:.0f} ms")
-        assert back_s < 0.2
         assert jumps(watcher) == [watcher.events.index(gap)]
-    assert len(feed.confirmed) == feed.begun
+        in_time("back", gap.ended.timestamp() - killed_at, 0.2, queued_s=queued_s)
 
 
 @pytest.mark.parametrize("outage_s", [3.0, 15.0] if LONG else [3.0])
+@again_if_late
 async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s: float) -> None:
     """Subscribed again within 1.2 s of its return; the gap is reported, the iterator goes on."""
     async with (
@@ -72,8 +75,9 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s
         await asyncio.to_thread(own_valkey.kill)
         await asyncio.sleep(outage_s)  # the fault itself
         await asyncio.to_thread(own_valkey.start)
-        returned_at = time.time()
+        returned_at, queueing = time.time(), Queueing()
         await watcher.until(lambda: bool(watcher.gaps))
+        queued_s = queueing.s()
         after = feed.begun
         await watcher.until(lambda: watcher.last > after + 20)
         with admin(own_valkey) as server:
@@ -81,13 +85,11 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s
             assert server.pubsub_numpat() == 1
     (gap,) = watcher.gaps
     assert gap.reason is ps.GapReason.RECONNECTED
-    back_s = gap.ended.timestamp() - returned_at
-    print(f"subscribed again {back_s:.2f} s after the server's return")
-    assert back_s < 1.2
     assert (gap.ended - gap.started).total_seconds() > outage_s - TIMELY_S
     assert jumps(watcher) == [watcher.events.index(gap)]
     assert set(watcher.numbers) <= feed.confirmed | feed.unconfirmed
     assert len(feed.not_sent) > (outage_s - 1) * 150
+    in_time("subscribed again", gap.ended.timestamp() - returned_at, 1.2, queued_s=queued_s)
 
 
 @pytest.mark.parametrize("role", ["listens", "commands"])
@@ -100,12 +102,14 @@ async def test_a_server_that_crashes_and_comes_back(own_valkey: Server, outage_s
         pytest.param({"new": False, "up": False}, id="only down"),
     ],
 )
+@again_if_late
 async def test_a_black_hole_is_noticed_within_two_heartbeats(
     valkey: Server, role: str, hole: dict[str, bool], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nothing is closed, and nothing passes one way or both: given up in time, and opened again."""
     heartbeat_s = 5.0 if LONG else HEARTBEAT_S
     loop = asyncio.get_running_loop()
+    caplog.clear()
     async with (
         Proxy(valkey.port) as proxy,
         ps.Client(proxy.url, heartbeat=heartbeat_s) as client,
@@ -119,10 +123,8 @@ async def test_a_black_hole_is_noticed_within_two_heartbeats(
         stalled_at = loop.time()
         proxy.stall(**hole)
         await direct.publish("c", b"2")
-        async with asyncio.timeout(2 * heartbeat_s + TIMELY_S):
-            await lost(client, role)
+        await lost(client, role)
         noticed_s = loop.time() - stalled_at
-        print(f"noticed after {noticed_s / heartbeat_s:.2f} heartbeats")
         assert noticed_s > heartbeat_s - TIMELY_S
         assert f"{role}: lost" in caplog.text
         assert "nothing heard for" in caplog.text
@@ -132,10 +134,17 @@ async def test_a_black_hole_is_noticed_within_two_heartbeats(
         await watcher.until(lambda: bool(watcher.gaps))
         assert (await pub.publish("c", b"3")).receivers >= 1
         await watcher.until(lambda: watcher.last == 3)
+    if len(watcher.gaps) > 1:
+        raise Late("a PING was not answered within a heartbeat, though it could be")
     assert watcher.numbers == ([1, 3] if hole.get("down", True) else [1, 2, 3])
-    assert [gap.reason for gap in watcher.gaps] == [ps.GapReason.RECONNECTED]
+    (gap,) = watcher.gaps
+    assert gap.reason is ps.GapReason.RECONNECTED
+    assert "nothing heard for" in gap.cause
+    print(f"{noticed_s / heartbeat_s:.2f} heartbeats")
+    in_time("noticed", noticed_s, 2 * heartbeat_s + TIMELY_S)
 
 
+@again_if_late
 async def test_a_quiet_connection_that_lives_is_kept(valkey: Server) -> None:
     """Silence alone kills nothing: the server answers when it is asked."""
     async with (
@@ -145,11 +154,13 @@ async def test_a_quiet_connection_that_lives_is_kept(valkey: Server) -> None:
         watching(sub) as watcher,
     ):
         await asyncio.sleep(0.6)  # twenty heartbeats of silence are what is tested
-        assert {link.reconnects for link in client.stats.links.values()} == {0}
+        if any(link.reconnects for link in client.stats.links.values()):
+            raise Late("a PING was not answered within 0.03 s")
         assert proxy.accepted == 2
         assert not watcher.events
 
 
+@again_if_late
 async def test_a_server_that_stops_and_goes_on(own_valkey: Server) -> None:
     """A stopped server is noticed; when it goes on all is well and nothing is doubled."""
     outage_s, heartbeat_s = (30.0, 5.0) if LONG else (1.5, HEARTBEAT_S)
@@ -162,12 +173,11 @@ async def test_a_server_that_stops_and_goes_on(own_valkey: Server) -> None:
     ):
         await watcher.until(lambda: watcher.last > 20)
         os.kill(own_valkey.pid, signal.SIGSTOP)
-        stopped_at = time.time()
+        stopped_at, queueing = time.time(), Queueing()
         try:
-            async with asyncio.timeout(2 * heartbeat_s + TIMELY_S):
-                await lost(client, "listens")
-                await lost(client, "commands")
-            print(f"noticed after {(time.time() - stopped_at) / heartbeat_s:.2f} heartbeats")
+            await lost(client, "listens")
+            await lost(client, "commands")
+            noticed_s, queued_s = time.time() - stopped_at, queueing.s()
             await asyncio.sleep(stopped_at + outage_s - time.time())  # the fault itself
         finally:
             os.kill(own_valkey.pid, signal.SIGCONT)
@@ -180,6 +190,8 @@ async def test_a_server_that_stops_and_goes_on(own_valkey: Server) -> None:
     assert set(watcher.numbers) <= feed.confirmed | feed.unconfirmed
     assert feed.unconfirmed
     assert feed.not_sent
+    print(f"{noticed_s / heartbeat_s:.2f} heartbeats")
+    in_time("noticed", noticed_s, 2 * heartbeat_s + TIMELY_S, queued_s=queued_s)
 
 
 async def test_refused_and_accepted_again(valkey: Server) -> None:

@@ -30,10 +30,13 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-async def burst(server: Server, overflow: str, sleeper: str) -> dict[str, Any]:
+async def burst(
+    server: Server, overflow: str, sleeper: str, *, asleep_s: float = ASLEEP_S, heartbeat_s: float = 60
+) -> dict[str, Any]:
     """Publish while the subscriber is asleep; its books, and by how many bytes it has grown."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.fault.burst", server.url, overflow, sleeper, str(BUFFER_BYTES)),
+        *(sys.executable, "-m", "tests.fault.burst", server.url, overflow, sleeper),
+        *(str(BUFFER_BYTES), str(heartbeat_s)),
         stdin=PIPE,
         stdout=PIPE,
     )
@@ -44,7 +47,7 @@ async def burst(server: Server, overflow: str, sleeper: str) -> dict[str, Any]:
         payload = b"x" * MESSAGE_BYTES
         async with ps.Publisher(server.url, timeout=60, max_in_flight=1000) as pub:
             await pub.publish_many("burst", (payload for _ in range(COUNT)))
-            await asyncio.sleep(ASLEEP_S)  # the fault itself
+            await asyncio.sleep(asleep_s)  # the fault itself
             process.stdin.write(b"\n")
             async with asyncio.timeout(60):
                 answer = asyncio.create_task(process.stdout.readline())
@@ -84,10 +87,44 @@ async def test_books_and_memory_of_a_burst(own_valkey: Server, overflow: str, sl
 
 
 async def test_a_server_that_hangs_up_on_a_burst_is_a_gap(own_valkey: Server) -> None:
-    """With Redis' default limit of 32 MB a blocked event loop is hung up on: reported, and it goes on."""
+    """A blocked event loop is hung up on at the server's limit: the gap says so, and it goes on."""
     with admin(own_valkey) as server:
         server.config_set("client-output-buffer-limit", "pubsub 8mb 0 0")
-    books = await burst(own_valkey, "drop_oldest", "loop")
+    books = await burst(own_valkey, "drop_oldest", "loop", asleep_s=max(2.0, ASLEEP_S), heartbeat_s=0.5)
     assert books["grown"] <= BUFFER_BYTES + 10 * MB
     assert books["reconnected"] == 1
     assert books["delivered"] + books["overflow"] < COUNT
+    assert "client-output-buffer-limit pubsub" in books["causes"][-1]
+
+
+async def test_a_hang_up_is_seen_coming(own_valkey: Server, caplog: pytest.LogCaptureFixture) -> None:
+    """A consumer that holds its connection up is warned of, and the gap afterwards names the limit."""
+    count, payload = 20_000, b"x" * MESSAGE_BYTES  # more than the sockets' own buffers hold
+    with admin(own_valkey) as server:
+        server.config_set("client-output-buffer-limit", "pubsub 0 0 0")
+        async with (
+            ps.Client(own_valkey.url, heartbeat=0.2) as client,
+            ps.Subscriber(client, "c", overflow="block", buffer=10) as sub,
+            ps.Publisher(own_valkey.url, timeout=60) as pub,
+            asyncio.timeout(60),
+        ):
+            await pub.publish_many("c", [payload] * count)
+            while "listens alone: consumers are too slow on 'c'" not in caplog.text:
+                await asyncio.sleep(0.01)  # no event tells
+            assert "client-output-buffer-limit pubsub" in caplog.text
+            await asyncio.sleep(1)  # so far behind that a hang-up is no accident
+            server.config_set("client-output-buffer-limit", "pubsub 1mb 0 0")
+            while server.pubsub_numsub("c") != [("c", 0)]:
+                await pub.publish("c", b"")  # the server looks when it has something to say
+            taken = 0
+            async for event in sub.events():
+                if isinstance(event, ps.Gap):
+                    break
+                taken += 1
+            assert event.reason is ps.GapReason.RECONNECTED
+            assert "client-output-buffer-limit pubsub" in event.cause
+            assert 0 < taken < count
+            assert caplog.text.count("consumers are too slow") == 1
+            await pub.publish("c", b"the end")
+            while (await anext(sub)).data != b"the end":
+                pass

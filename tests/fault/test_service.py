@@ -19,11 +19,12 @@ from aiopubsub.testing import Proxy, Server
 from docs.examples.service import JOBS, RESULTS, WORKERS, Job
 from tests.fault.books import watching
 from tests.fault.conftest import admin
+from tests.fault.timing import again_if_late, in_time
 
 pytestmark = pytest.mark.anyio
 
 ROOT = Path(__file__).parents[2]
-END_S = 0.8  # what ending an interpreter may take on two shared cores
+END_S = 2.0  # what ending an interpreter may take on two shared cores
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ class Service:
         left = await self.until_it_says(r"(\d+) jobs are left behind")
         status = await self._process.wait()
         took_s = asyncio.get_running_loop().time() - began_at
-        print(f"ended with {status} after {took_s:.2f} s, {left[1]} left behind")
+        print(f"exit status {status}, {left[1]} left behind")
         return int(left[1]), status, took_s
 
 
@@ -77,6 +78,7 @@ async def service(server: Server | Proxy, drain_s: float) -> AsyncIterator[Servi
             await process.wait()
 
 
+@again_if_late
 async def test_sigterm_works_off_what_was_published(valkey: Server) -> None:
     """All jobs that were published before SIGTERM are done, once, in time; exit status 0."""
     backlog, under_way, late, job_s, path_s = 60, 30, 30, 0.01, 0.02
@@ -101,9 +103,10 @@ async def test_sigterm_works_off_what_was_published(valkey: Server) -> None:
     assert done[: backlog + under_way] == list(range(backlog + under_way))
     assert set(done[backlog + under_way :]) <= set(heard)
     assert len(set(done)) == len(done)
-    assert took_s < (len(done) / WORKERS + 1) * (job_s + 2 * path_s + 0.01) + 2 * END_S
+    in_time("ended", took_s, (len(done) / WORKERS + 1) * (job_s + 2 * path_s + 0.01) + 2 * END_S)
 
 
+@again_if_late
 async def test_a_service_that_is_too_slow_ends_in_time(valkey: Server) -> None:
     """At the deadline the rest is left behind and counted; what was begun is finished."""
     count, job_s, drain_s = 100, 0.2, 0.5
@@ -119,22 +122,25 @@ async def test_a_service_that_is_too_slow_ends_in_time(valkey: Server) -> None:
         await pub.publish(RESULTS, "-1")
         await watcher.until(lambda: watcher.last == -1)
     assert status == 0
-    assert drain_s < took_s < drain_s + job_s + END_S
+    assert took_s > drain_s
     assert left > 0
     assert sorted(watcher.numbers[:-1]) == list(range(count - left))
+    in_time("ended", took_s, drain_s + job_s + END_S)
 
 
+@again_if_late
 async def test_a_service_that_is_idle_ends_at_once(valkey: Server) -> None:
     """Without a job there is nothing to wait for; the server forgets the service."""
     async with service(valkey, drain_s=10) as running:
         left, status, took_s = await running.end()
     assert (left, status) == (0, 0)
-    assert took_s < END_S
     with admin(valkey) as server:
         assert server.pubsub_channels() == []
+    in_time("ended", took_s, END_S)
 
 
 @pytest.mark.parametrize("fault", [signal.SIGSTOP, signal.SIGKILL])
+@again_if_late
 async def test_a_service_without_a_server_ends_in_time(own_valkey: Server, fault: signal.Signals) -> None:
     """A server that does not answer, or is gone, does not keep it beyond its deadline."""
     async with service(own_valkey, drain_s=0.5) as running:
@@ -146,4 +152,4 @@ async def test_a_service_without_a_server_ends_in_time(own_valkey: Server, fault
             if fault is signal.SIGSTOP:
                 os.kill(pid, signal.SIGCONT)
     assert (left, status) == (0, 0)
-    assert took_s < 0.5 + 1 + END_S  # a second for the server to confirm that it has forgotten us
+    in_time("ended", took_s, 0.5 + 1 + END_S)  # a second for the server to confirm that it has forgotten us

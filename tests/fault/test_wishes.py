@@ -72,7 +72,7 @@ async def test_random_interleavings(valkey: Server) -> None:
     rnd = random.Random(SEED)
     quick = ps.Backoff(first_s=0.001, cap_s=0.005)
     async with (
-        asyncio.timeout(600 if LONG else 60),
+        asyncio.timeout(3600 if LONG else 60),
         Proxy(valkey.port) as proxy,
         ps.Client(proxy.url, backoff=quick) as client,
         ps.Publisher(valkey.url) as pub,

@@ -89,6 +89,9 @@ class FakeDialogue:
     def __init__(self) -> None:
         self.is_stalled = False
         self.is_live = False
+        self.subject: str | None = None
+        self.marks: list[Callable[[], None]] = []  # of PINGs whose answer somebody waits for
+        self.reasons: list[str] = []  # of each `end`
         self.to_say: deque[list[Command]] = deque()
         self.told: list[Any] = []  # begin, end, close and what was received
         self.slice = 1_000_000  # items that one `receive` takes
@@ -117,7 +120,9 @@ class FakeDialogue:
                 break
         return bool(backlog)
 
-    def ping(self) -> None:
+    def ping(self, on_answer: Callable[[], None] | None = None) -> None:
+        if on_answer is not None:
+            self.marks.append(on_answer)
         self.to_say.append([(b"PING",)])
 
     def expire(self, now: float) -> float:
@@ -125,8 +130,9 @@ class FakeDialogue:
         self.deadlines = [deadline for deadline in self.deadlines if deadline > now]
         return min(self.deadlines, default=math.inf)
 
-    def end(self) -> None:
+    def end(self, reason: str) -> None:
         assert self.is_live, "ended twice"
+        self.reasons.append(reason)
         self.is_live = False
         self.told.append("end")
 

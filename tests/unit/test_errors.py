@@ -104,6 +104,14 @@ CASES: list[tuple[PubSubError, dict[str, Any], str]] = [
         ),
     ),
     (
+        GapError(lost := Gap(GapReason.RECONNECTED, ("a",), None, WHEN, WHEN, cause="reset by peer")),
+        {"gap": lost},
+        (
+            "an unknown number of messages missing on 'a': reconnected, reset by peer "
+            "(fetch the current state again, then go on iterating)"
+        ),
+    ),
+    (
         EncodeFailed("a", "TypeError"),
         {"channel": "a", "reason": "TypeError"},
         "cannot encode a message for 'a': TypeError",

@@ -143,13 +143,15 @@ def test_it_connects_when_it_is_first_needed() -> None:
         opener = FakeOpener()
         link = make(opener)
         await asyncio.sleep(1)
-        assert (link.state, link.heard_at, opener.opened_at) == (State.IDLE, None, [])
+        assert (link.state, link.heard_s_ago, opener.opened_at) == (State.IDLE, None, [])
         await link.ready(1.0)
         await link.ready(1.0)
         assert (link.state, link.error, link.reconnects) == (State.LIVE, None, 0)
         assert link.dialogue.told == ["begin"]
         assert opener.opened_at == [1.0]
-        assert link.heard_at == 1.0
+        assert link.heard_s_ago == 0.0
+        await asyncio.sleep(2)
+        assert link.heard_s_ago == 2.0
         await link.aclose()
 
     run(main())
@@ -169,7 +171,7 @@ def test_it_connects_again_after_a_loss(caplog: pytest.LogCaptureFixture) -> Non
         await link_is(link, State.WAITING)
         assert isinstance(link.error, ConnectFailed)
         assert vars(link.error) == {"target": "fake:1", "reason": "reset by peer", "permanent": False}
-        assert link.heard_at == 0.0
+        assert link.heard_s_ago == 2.0
         await link.ready(None)
         assert (link.state, link.error, link.reconnects) == (State.LIVE, None, 1)
         assert link.dialogue.told == ["begin", "end", "begin"]
@@ -263,6 +265,23 @@ def test_a_silent_server_is_dead_after_two_heartbeats() -> None:
     run(main())
 
 
+def test_what_has_come_is_read_before_the_verdict() -> None:
+    """An answer that came while the event loop was blocked counts, also where timers run before reading."""
+
+    async def main() -> None:
+        opener = FakeOpener(FakeWire())
+        link = make(opener)
+        await link.ready(None)
+        await asyncio.sleep(HEARTBEAT + 1)
+        loop = asyncio.get_running_loop()
+        loop.call_at(2 * HEARTBEAT, loop.call_soon, opener.wires[0].say, b"PONG")
+        await asyncio.sleep(HEARTBEAT)
+        assert (link.state, link.reconnects) == (State.LIVE, 0)
+        await link.aclose()
+
+    run(main())
+
+
 def test_a_quiet_server_that_answers_lives() -> None:
     """A PING per heartbeat, each answered: the session lives on, also when the clock stands still."""
 
@@ -273,7 +292,7 @@ def test_a_quiet_server_that_answers_lives() -> None:
         await asyncio.sleep(10 * HEARTBEAT + 1)
         assert (link.state, link.reconnects) == (State.LIVE, 0)
         assert opener.wires[0].writes == [[(b"PING",)]] * 10
-        assert link.heard_at == 10 * HEARTBEAT
+        assert link.heard_s_ago == 1.0
         await link.aclose()
 
     run(main())
@@ -334,6 +353,65 @@ def test_a_session_that_we_hold_up_is_not_dead() -> None:
         await link.aclose()
 
     run(main())
+
+
+def test_a_server_that_gets_ahead_of_us_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    """A warning after a heartbeat, with what is at stake; and a word when it is over."""
+    caplog.set_level(logging.INFO, "aiopubsub")
+
+    def answer(link: Link[FakeDialogue]) -> None:
+        for mark in link.dialogue.marks:
+            mark()
+        link.dialogue.marks.clear()
+
+    async def main() -> None:
+        opener = FakeOpener(FakeWire())
+        link = make(opener)
+        link.dialogue.subject = "'c'"
+        link.dialogue.stall_after = "x"
+        await link.ready(None)
+        opener.wires[0].say("x")
+        await asyncio.sleep(1.5 * HEARTBEAT)
+        assert not caplog.records
+        await asyncio.sleep(HEARTBEAT)
+        assert len(caplog.records) == 1
+        await asyncio.sleep(10 * HEARTBEAT)
+        answer(link)  # what it was asked long ago; so it was behind until now
+        await asyncio.sleep(HEARTBEAT)
+        assert len(caplog.records) == 1
+        answer(link)
+        await asyncio.sleep(HEARTBEAT)
+        await link.aclose()
+
+    run(main())
+    limit = "client-output-buffer-limit pubsub"
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        (
+            "WARNING",
+            f"test: consumers are too slow on 'c': fake:1 is 4 s ahead of us, and hangs up at its {limit}",
+        ),
+        ("INFO", "test: has caught up with fake:1"),
+    ]
+
+
+def test_a_quiet_time_ends_being_behind(caplog: pytest.LogCaptureFixture) -> None:
+    """Where nothing comes for a heartbeat although we read, there is nothing to be behind of."""
+    caplog.set_level(logging.INFO, "aiopubsub")
+
+    async def main() -> None:
+        opener = FakeOpener(FakeWire())
+        link = make(opener)
+        link.dialogue.subject = "'c'"
+        link.dialogue.stall_after = "x"
+        await link.ready(None)
+        opener.wires[0].say("x")
+        await asyncio.sleep(2.5 * HEARTBEAT)
+        link.resume()
+        await asyncio.sleep(HEARTBEAT)
+        await link.aclose()
+
+    run(main())
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
 def test_a_failure_in_receive_ends_the_session_not_the_link() -> None:

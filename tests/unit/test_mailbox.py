@@ -144,8 +144,12 @@ class MailboxModel(RuleBasedStateMachine):
         return found
 
     @property
-    def open_hole(self) -> Hole | None:
-        return next((e for e in self.line if isinstance(e, Hole) and e.ended is None), None)
+    def open_holes(self) -> list[Hole]:
+        return [entry for entry in self.line if isinstance(entry, Hole) and entry.ended is None]
+
+    def close_holes(self) -> None:
+        for hole in self.open_holes:
+            hole.ended = self.clock.now
 
     def fits(self, put: Put) -> bool:
         size = sum(entry.size for entry in self.waiting) + put.size
@@ -215,22 +219,18 @@ class MailboxModel(RuleBasedStateMachine):
         self.mailbox.open_hole(sorted(channels))
         if self.is_ended or self.has_failed:
             return
-        hole = self.open_hole
-        if hole is None:
-            last = self.line[-1] if self.line else None
-            if isinstance(last, Hole) and not last.is_first:
-                hole = last  # nothing came since the connection was lost before
-                hole.ended = None
-            else:
-                hole = Hole(self.clock.now)
-                self.line.append(hole)
+        hole = self.line[-1] if self.line else None
+        if isinstance(hole, Hole) and not hole.is_first:
+            hole.ended = None  # nothing came since the connection was lost before
+        else:
+            hole = Hole(self.clock.now)
+            self.line.append(hole)
         hole.channels |= dict.fromkeys(sorted(channels))
 
     @rule()
     def regain_connection(self) -> None:
         self.mailbox.close_hole()
-        if self.open_hole is not None:
-            self.open_hole.ended = self.clock.now
+        self.close_holes()
 
     @rule()
     def blink(self) -> None:
@@ -249,8 +249,7 @@ class MailboxModel(RuleBasedStateMachine):
     @rule()
     def end(self) -> None:
         self.mailbox.end()
-        if self.open_hole is not None:
-            self.open_hole.ended = self.clock.now
+        self.close_holes()
         self.is_ended = True
 
     @rule(times=st.integers(1, 4))
@@ -518,13 +517,26 @@ def test_a_gap_waits_until_it_is_closed() -> None:
     """A gap holds back what came after it until its channels are back, then comes before it."""
     mailbox = box()
     put_one(mailbox, make(0))
-    mailbox.open_hole(["a"])
+    mailbox.open_hole(["a"], "first")
+    mailbox.open_hole(["b"], "second")
     put_one(mailbox, make(1))
-    mailbox.open_hole(["b"])
     assert pop_all(mailbox) == [0]
     mailbox.close_hole()
-    assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3))
+    assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3), cause="first")
     assert pop_all(mailbox) == [1]
+
+
+def test_a_second_loss_before_the_end_of_the_first_is_a_gap_at_its_own_place() -> None:
+    """What came between the two stands between the two gaps; both wait until all is subscribed again."""
+    mailbox = box()
+    mailbox.open_hole(["a", "b"], "first")
+    put_one(mailbox, make(0))
+    mailbox.open_hole(["a"], "second")
+    put_one(mailbox, make(1))
+    assert pop_all(mailbox) == []
+    mailbox.close_hole()
+    assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3), cause="first")
+    assert pop_all(mailbox) == [0, ("reconnected", None), 1]
 
 
 def test_an_open_gap_holds_back_drops_too() -> None:
@@ -543,13 +555,13 @@ def test_gaps_that_lost_all_between_them_become_one() -> None:
     mailbox = box(buffer=1)
     put_one(mailbox, make(0))
     for n, channel in enumerate("ab", 1):
-        mailbox.open_hole([channel])
+        mailbox.open_hole([channel], f"lost {n}")
         mailbox.close_hole()
         put_one(mailbox, make(n))
     put_one(mailbox, make(3))
     overflow, reconnected, message = iter(mailbox.pop, None)
     assert overflow == Gap(GapReason.OVERFLOW, ("a",), 3, when(3), when(8))
-    assert reconnected == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(6))
+    assert reconnected == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(6), cause="lost 1")
     assert isinstance(message, Message)
 
 

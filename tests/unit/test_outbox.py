@@ -317,10 +317,10 @@ def test_the_end_of_a_session() -> None:
     outbox.ping()
     outbox.commands()
     sent[0].cancel()
-    outbox.end()
+    outbox.end("cut")
     assert sent[0].outcome == "cancelled"
     assert type(sent[1].outcome) is Unconfirmed
-    assert sent[1].outcome.reason == "the connection was lost before the server answered"
+    assert sent[1].outcome.reason == "the connection was lost before the server answered: cut"
     assert not waiting.is_done
     assert outbox.commands() == []
     assert outbox.in_flight == 0

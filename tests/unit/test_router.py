@@ -135,7 +135,7 @@ class Box:
     wishes: set[Key] = field(default_factory=set)
     missing: set[Key] = field(default_factory=set)
     expected: deque[Any] = field(default_factory=deque)
-    hole: Lost | None = None
+    holes: list[Lost] = field(default_factory=list)  # that are still open
 
     def topics(self, keys: Iterable[Key]) -> list[Subscribable[Any]]:
         """Its own topics: mailboxes with other codecs have unequal topics for one channel."""
@@ -151,9 +151,10 @@ class Box:
 
     def found(self, key: Key) -> None:
         self.missing.discard(key)
-        if not self.missing and self.hole is not None:
-            self.hole.is_open = False
-            self.hole = None
+        if not self.missing:
+            for hole in self.holes:
+                hole.is_open = False
+            self.holes.clear()
 
 
 @dataclass(eq=False)
@@ -296,13 +297,18 @@ class RouterModel(RuleBasedStateMachine):
     def cut(self) -> None:
         """The connection is lost, and whatever was on its way."""
         for box in self.boxes:
-            lost = [key for key in self.state if key in box.wishes and self.is_on(key)]
+            on = {key for key in self.state if key in box.wishes and self.is_on(key)}
+            lost = [key for key in self.state if key in on or key in box.missing]
             if lost:
-                if box.hole is None:
-                    box.hole = Lost()
-                    box.expected.append(box.hole)
-                box.hole.channels |= dict.fromkeys(name for _, name in lost)
-                box.missing.update(lost)
+                hole = box.expected[-1] if box.expected else None
+                if not isinstance(hole, Lost):  # else nothing came between the two, so they are one
+                    hole = Lost()
+                    box.expected.append(hole)
+                hole.is_open = True
+                if hole not in box.holes:
+                    box.holes.append(hole)
+                hole.channels |= dict.fromkeys(name for _, name in lost)
+                box.missing |= on
         self.state.clear()
         self.sent.clear()
         self.delivered = 0
@@ -633,6 +639,69 @@ def test_a_fence_is_done_after_what_was_sent_before_it() -> None:
     assert cut.is_done
     talk.router.fence(offline := ticket())
     assert offline.is_done
+
+
+def test_a_ping_tells_when_all_before_its_answer_is_here() -> None:
+    """Whoever asked is called back after what the server had sent before; also if no answer will come."""
+    talk, box = Talk(), mailbox()
+    there: list[int] = []
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.server.publish("c0", b"x")
+    talk.router.ping(lambda: there.append(box.buffered))
+    assert there == []
+    talk.settle()
+    assert there == [1]
+    talk.router.ping(lambda: there.append(-1))
+    talk.router.end("cut")
+    assert there == [1, -1]
+
+
+def test_the_subject_names_a_few() -> None:
+    """What is subscribed, for people: three names at most, with a sign that there are more."""
+    talk, box = Talk(), mailbox()
+    assert talk.router.subject == ""
+    talk.router.add(box, [Topic("a"), Pattern("b*"), Topic("c")], ticket())
+    assert talk.router.subject == "'a', 'c', 'b*'"
+    talk.router.add(box, [Topic("d")], ticket())
+    assert talk.router.subject == "'a', 'c', 'd', …"
+
+
+@pytest.mark.parametrize("confirmed", [0, 1])
+def test_a_loss_in_the_midst_of_subscribing_again_is_a_gap_at_its_own_place(confirmed: int) -> None:
+    """What came before all was confirmed again lies between two gaps, not after the only one."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(BATCH + 1), ticket())
+    talk.settle()
+    talk.cut()
+    talk.server.inbox.extend(talk.router.commands())
+    talk.server.run(1 + confirmed)  # a batch is asked for, or confirmed, too; the last channel is neither
+    talk.server.publish("c0", b"between")
+    talk.deliver()
+    talk.cut()
+    talk.settle()
+    talk.server.publish("c0", b"after")
+    talk.deliver()
+    first, between, second, after = iter(box.pop, None)
+    assert isinstance(first, Gap)
+    assert isinstance(second, Gap)
+    assert isinstance(between, Message)
+    assert isinstance(after, Message)
+    assert (between.data, after.data) == (b"between", b"after")
+    assert len(first.channels) == BATCH + 1
+
+
+def test_a_gap_knows_how_the_connection_was_lost() -> None:
+    """The reason of the session's end is the cause of the gap."""
+    talk, box = Talk(), mailbox()
+    talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    talk.router.end("reset by peer")
+    talk.begin()
+    talk.settle()
+    gap = box.pop()
+    assert isinstance(gap, Gap)
+    assert gap.cause == "reset by peer"
 
 
 def test_mailboxes_with_equal_topics_share_a_message() -> None:

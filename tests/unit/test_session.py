@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from aiopubsub.dialogue import OutOfStep
 from aiopubsub.session import Session
 from tests.unit.fakes import FakeDialogue, FakeWire
 from tests.virtual_time import run
@@ -189,6 +190,18 @@ def test_a_failure_in_the_dialogue_ends_the_session(caplog: pytest.LogCaptureFix
     assert [record.levelname for record in caplog.records] == ["ERROR"]
 
 
+def test_a_server_out_of_step_is_no_defect_of_ours(caplog: pytest.LogCaptureFixture) -> None:
+    """The session ends with what was wrong; there is no traceback, for the link logs the reason."""
+
+    async def test(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        wire.say(1, OutOfStep("a fence was due, not int"), 2)
+        assert dialogue.told == ["begin", 1, "end"]
+        assert session.ended.result() == "the server is out of step: a fence was due, not int"
+
+    in_session(test)
+    assert not caplog.records
+
+
 def test_a_failure_in_a_later_slice_ends_the_session() -> None:
     """Also when it happens in a turn of its own, and nothing goes on after it."""
 
@@ -299,6 +312,67 @@ def test_a_ping_is_written_at_once() -> None:
         assert session.asked_at is None
 
     in_session(test)
+
+
+def listening(test: Test) -> None:
+    """Run a test with a session that can fall behind the server."""
+
+    async def test_with_subject(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        dialogue.subject = "'c'"
+        await test(session, wire, dialogue)
+
+    in_session(test_with_subject)
+
+
+def test_how_far_it_is_behind() -> None:
+    """Measured by one PING at a time: while its answer is not here we are behind; then we know how far."""
+
+    async def test(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        await turn()
+        assert (session.behind_s, session.lag_s) == (0.0, 0.0)
+        session.measure(0.0)
+        assert wire.writes == [[(b"PING",)]]
+        await asyncio.sleep(3)
+        session.measure(0.0)
+        assert len(dialogue.marks) == 1
+        assert (session.behind_s, session.lag_s) == (3.0, 0.0)
+        dialogue.marks[0]()
+        assert (session.behind_s, session.lag_s) == (0.0, 3.0)
+        session.measure(20.0)  # the event loop was blocked
+        assert (session.behind_s, session.lag_s) == (20.0, 3.0)
+        session.ping()  # quiet for a heartbeat: we have read all there is
+        assert (session.behind_s, session.lag_s) == (0.0, 0.0)
+
+    listening(test)
+
+
+def test_one_that_cannot_be_behind_is_not_asked() -> None:
+    """A side that is sent nothing but answers has nothing to measure."""
+
+    async def test(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        session.measure(20.0)
+        assert (wire.writes, session.behind_s) == ([], 0.0)
+
+    in_session(test)
+
+
+@pytest.mark.parametrize(
+    ("behind_s", "hears", "is_told"), [(1.0, True, True), (0.5, True, False), (9.0, False, False)]
+)
+def test_a_server_that_hangs_up_far_ahead_of_us(behind_s: float, hears: bool, is_told: bool) -> None:
+    """The reason names the limit if we were far behind, and something came since; else it was none."""
+
+    async def test(session: Session, wire: FakeWire, dialogue: FakeDialogue) -> None:
+        session.measure(0.0)
+        await asyncio.sleep(behind_s)
+        if hears:
+            wire.say("x")
+        wire.lose("the server closed the connection")
+        more = "; the server was 1 s ahead of us, and hangs up at its client-output-buffer-limit pubsub"
+        reason = "the server closed the connection" + more * is_told
+        assert (session.ended.result(), dialogue.reasons) == (reason, [reason])
+
+    listening(test)
 
 
 def test_an_ended_session_takes_nothing_from_the_next_one() -> None:
