@@ -416,7 +416,7 @@ class Subscriber(Generic[T]):
         item = await self._intake.next_item()
         if item is None:
             raise StopAsyncIteration
-        if self._cursor is not None and isinstance(item, KeptMessage):
+        if self._cursor is not None and isinstance(item, KeptMessage) and item.topic.history is not None:
             self._cursor.hand_over(item)
         return self._event(item)
 
