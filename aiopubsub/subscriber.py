@@ -231,7 +231,8 @@ class Subscriber(Generic[T]):
     ) -> None:
         try:
             if exc_type is None and self._cursor is not None and not self._is_closed:
-                await self._cursor.finish()  # the block has ended well: so has what it was at
+                with anyio.move_on_after(_FORGET_TIMEOUT_S):
+                    await self._cursor.finish()  # the block has ended well: so has what it was at
         finally:
             await self.aclose()
 

@@ -1,4 +1,4 @@
-"""Subscribers with and without history on one topic, and when a named one is done."""
+"""Subscribers with and without history on one topic, when a named one is done, and large messages."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from secrets import token_hex
 import pytest
 
 from aiopubsub import Client, Gap, GapReason, History, Message, Publisher, Subscriber, Topic
+from aiopubsub.keys import history_key
+from tests.conftest import Place
 
 pytestmark = pytest.mark.anyio
 
@@ -43,3 +45,17 @@ async def test_a_block_that_ends_well_is_done_with_its_message(client: Client, t
     async with Subscriber(client, topic, name="w") as sub:
         assert (await anext(sub)).data == b"2"
         assert (await anext(sub)).data == b"3"
+
+
+async def test_pages_that_are_too_large_for_the_server(real_place: Place, topic: Topic[bytes]) -> None:
+    """Messages whose first page exceeds what a server sends to a subscriber are read in smaller ones."""
+    payloads = [bytes([number]) * 3_000_000 for number in range(14)]  # 42 MB; the limit is 32
+    async with Client(real_place.url) as client:
+        for payload in payloads:
+            await Publisher(client, timeout=30).publish(topic, payload)
+        async with Subscriber(client, topic, since="beginning") as sub:
+            assert [(await anext(sub)).data for _ in payloads] == payloads
+            assert sub.stats.gaps == 0
+            assert sub.stats.reconnects >= 1  # else this shows nothing
+    with real_place.admin() as admin:
+        admin.delete(history_key(topic.key))
