@@ -233,9 +233,11 @@ def chat(
 
 @app.command(
     help="See every message accounted for, with nobody's help.\n\n"
-    "Starts a server, a publisher and three subscribers, each a process: one follows a channel, one a "
-    "pattern, and one is too slow for its small buffer. In the end, for each subscriber, what was "
-    "published must be what was delivered plus what was reported as missing, exactly.\n\n"
+    "Starts a server, a publisher and four subscribers, each a process: one follows a channel, one a "
+    "pattern, one is too slow for its small buffer, and one follows the channel's history. Their "
+    "connections are killed, then the server, which starts again with what it has kept. In the end, for "
+    "each subscriber, what was published must be what was delivered plus what was reported as missing, "
+    "exactly.\n\n"
     "Needs the extra 'server', or --url.",
     epilog="Exit status: 0 when the books balance, 1 when they don't or something failed, 2 when the "
     "command line cannot be used, 130 after Ctrl-C, 143 after SIGTERM.",
