@@ -21,6 +21,7 @@ from rich.text import Text
 
 from aiopubsub.client import Client
 from aiopubsub.errors import ErrorReply
+from aiopubsub.frame import is_uid
 from aiopubsub.keys import around_cursor, history_key
 from aiopubsub.message import position_at
 from aiopubsub.position import Position
@@ -34,6 +35,7 @@ __all__ = ["Cursor", "Kept", "show"]
 
 _SCAN_COUNT = b"1000"  # keys looked at in one step: the server does nothing else for about 1 ms
 _NAME = re.compile(rb"[A-Za-z0-9._-]{1,128}").fullmatch
+_LATEST_MS = 250_000_000_000_000  # the end of the year 9891: what a date can be
 _UNKNOWN = "not told"  # by a server where this user may not ask
 
 _Rows: TypeAlias = list[tuple[str, str]]
@@ -141,7 +143,7 @@ def _position(entries: Any, channel: str) -> Position | None:
         return None
     ((name, fields),) = cast("list[tuple[bytes, list[bytes]]]", entries)
     uid = dict(zip(fields[::2], fields[1::2], strict=True)).get(b"uid")
-    if uid is None:
+    if uid is None or not is_uid(uid):
         raise Failed(f"the history of {visible(channel)} holds entries that this library did not write")
     return position_at(name, uid, channel)
 
@@ -219,8 +221,7 @@ def _print_tables(kept: Kept) -> None:
 
 
 def _shown_rows(kept: Kept) -> Sequence[tuple[str, str]]:
-    size, lives = kept.bytes, kept.expires_in_s
-    began = datetime.fromtimestamp(Position.parse(str(kept.last)).epoch / 1000, UTC)
+    size = kept.bytes
     memory = _UNKNOWN if size is None else f"{size:,} bytes on the server"
     if size is not None and kept.count >= 100:  # fewer say nothing of the next ones
         memory += f", {size / kept.count:,.0f} a message"
@@ -230,9 +231,23 @@ def _shown_rows(kept: Kept) -> Sequence[tuple[str, str]]:
         ("first", str(kept.first)),
         ("last", str(kept.last)),
         ("memory", memory),
-        ("began", f"{began:%Y-%m-%d %H:%M:%S} UTC"),
-        ("expires", "never" if lives is None else f"in {timedelta(seconds=round(lives))}"),
+        ("began", _date(Position.parse(str(kept.last)).epoch)),
+        ("expires", _duration(kept.expires_in_s)),
     ]
+
+
+def _date(epoch_ms: int) -> str:
+    if epoch_ms > _LATEST_MS:  # not by our script
+        return "?"
+    return f"{datetime.fromtimestamp(epoch_ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    if seconds * 1000 > _LATEST_MS:
+        return "in thousands of years"
+    return f"in {timedelta(seconds=round(seconds))}"
 
 
 def _escaped(text: bytes) -> bytes:

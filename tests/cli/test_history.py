@@ -210,6 +210,22 @@ def test_something_else_is_kept(valkey: Server) -> None:
         assert b"holds entries that this library did not write" in ended.stderr
 
 
+@pytest.mark.parametrize("at_terminal", [False, True])
+def test_what_nobody_would_write(valkey: Server, at_terminal: bool) -> None:
+    """Numbers beyond all dates are shown, and a name that cannot be one is said, without a traceback."""
+    key = history_key(b"h16")
+    with redis.Redis(port=valkey.port) as admin:
+        for uid, status in ((b"far.1", 0), (b"\xff", 1)):
+            admin.delete(key)
+            admin.xadd(key, {"uid": uid, "after": "-", "data": ""}, id=f"{2**64 - 1}-1")
+            admin.pexpire(key, 10**17)
+            with Cli("history", "h16", "--url", valkey.url, at_terminal=at_terminal) as shown:
+                text = shown.out.rest()
+                assert shown.status() == status
+                assert b"Traceback" not in text
+                assert status or b"far.1" in text
+
+
 def test_a_server_that_does_not_tell_all() -> None:
     """Without the permission to ask for the memory, all else is shown."""
     server = start("valkey9")
