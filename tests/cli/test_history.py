@@ -117,6 +117,25 @@ def test_a_name_goes_on_where_it_ended(valkey: Server) -> None:
     assert (cursor["name"], cursor["behind"]) == ("w", 0)
 
 
+def test_what_a_name_is_done_with_was_printed(valkey: Server) -> None:
+    """Killed in the middle, no message is done that was not written out."""
+    lines = b"".join(b"%d\n" % number for number in range(1000))
+    assert run("pub", "h17", "--history", "--url", valkey.url, stdin=lines).returncode == 0
+    with (
+        redis.Redis(port=valkey.port, socket_timeout=20) as watching,
+        watching.monitor() as monitor,
+        Cli("sub", "h17", "--name", "w", "--since", "beginning", "--url", valkey.url) as sub,
+    ):
+        saved = 0
+        while saved < 20:
+            saved += monitor.next_command()["command"].startswith("SET ")
+        sub.process.kill()
+        printed = sub.out.rest()
+    (cursor,) = look(valkey, "h17", "--cursors")["cursors"]  # type: ignore[misc]  # of JSON
+    assert 20 <= Position.parse(cursor["position"]).offset <= printed.count(b"\n")
+    assert lines.startswith(printed)
+
+
 def test_gaps_are_said(valkey: Server) -> None:
     """What the history does not hold any more is a sentence with its number."""
     keep(valkey, "h8", "a", "b")

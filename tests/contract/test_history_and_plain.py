@@ -39,10 +39,10 @@ async def test_a_block_that_ends_well_is_done_with_its_message(client: Client, t
     async with Subscriber(client, topic, name="w", since="beginning") as sub:
         assert (await anext(sub)).data == b"1"
     with contextlib.suppress(ZeroDivisionError):
-        async with Subscriber(client, topic, name="w") as sub:
+        async with Subscriber(client, topic, name="w", since="beginning") as sub:
             assert (await anext(sub)).data == b"2"
             raise ZeroDivisionError
-    async with Subscriber(client, topic, name="w") as sub:
+    async with Subscriber(client, topic, name="w", since="beginning") as sub:
         assert (await anext(sub)).data == b"2"
         assert (await anext(sub)).data == b"3"
 
