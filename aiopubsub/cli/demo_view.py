@@ -142,5 +142,7 @@ def _conclusion(books: Books) -> str:
         return "The books don't balance."
     words = "The books balance: every message was delivered, or had a gap in its place."
     if books.unconfirmed:
-        words += f"\n Of {books.unconfirmed} at most the crash left open whether they were published."
+        words += (
+            f"\n Up to {books.unconfirmed} that a crash left unconfirmed may never have been published."
+        )
     return words
