@@ -12,7 +12,7 @@ import itertools
 from binascii import crc32, crc_hqx
 from functools import lru_cache
 
-__all__ = ["cursor_key", "history_key", "mark_of", "slot_of"]
+__all__ = ["around_cursor", "cursor_key", "history_key", "mark_of", "slot_of"]
 
 _SLOTS = 16_384
 
@@ -25,8 +25,14 @@ def history_key(channel: bytes) -> bytes:
 
 def cursor_key(channel: bytes, name: str) -> bytes:
     """Where a durable cursor keeps its position in a topic."""
+    before, after = around_cursor(channel)
+    return b"%b%b%b" % (before, name.encode(), after)
+
+
+def around_cursor(channel: bytes) -> tuple[bytes, bytes]:
+    """What stands in front of a cursor's name in its key, and what after it."""
     tag = _tag_of(channel)
-    return b"aiopubsub:{%b}:cursor:%b%b" % (tag, name.encode(), b"" if tag == channel else b":" + channel)
+    return b"aiopubsub:{%b}:cursor:" % tag, b"" if tag == channel else b":" + channel
 
 
 def mark_of(channel: bytes) -> str:

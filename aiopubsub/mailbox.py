@@ -282,7 +282,7 @@ class Mailbox:
     def first_of(self, channel: str) -> KeptMessage[object] | Gap | None:
         """The first message of a history, or gap in it, that waits; `None` if there is none. Cost O(n)."""
         for item in itertools.chain(self._front, self._items, self.staged):
-            if isinstance(item, KeptMessage) and item.channel == channel:
+            if isinstance(item, KeptMessage) and _is_kept(item) and item.channel == channel:
                 return cast("KeptMessage[object]", item)
             if isinstance(item, Gap) and channel in item.channels:
                 return item
@@ -375,7 +375,7 @@ class Mailbox:
     def _drop_oldest(self, size: int) -> bool:
         """Drop the oldest messages until one of this size fits; false if one of them must not be."""
         while self.buffered and (self.buffered >= self.buffer or self._bytes + size > self.buffer_bytes):
-            if any(isinstance(item, KeptMessage) for item in self._up_to_first_message()):
+            if any(map(_is_kept, self._up_to_first_message())):
                 return False
             self._drop_first_message()
         return True
@@ -469,3 +469,8 @@ class Mailbox:
     def _notify(self) -> None:
         if self.wake is not None:
             self.wake(1)
+
+
+def _is_kept(item: Message[object] | _Other) -> bool:
+    """Whether it came along a trail; a message that has a place may also be wanted without its history."""
+    return isinstance(item, KeptMessage) and item.topic.history is not None

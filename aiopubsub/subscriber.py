@@ -126,9 +126,10 @@ class Subscriber(Generic[T]):
             channel; `sub.positions` is one. Begins anew only if there is no cursor yet, with `name`.
         name: A durable cursor: where this subscriber stands in its topics with history is kept on the
             server under this name, of 1 to 128 letters, digits and `. _ -`; a process that comes back
-            goes on there. A message is done when the next one is asked for, so a process that is
-            killed repeats the message that it was at, if there was a connection. Each message costs a
-            round trip. One process at a time; the server keeps it until somebody deletes it.
+            goes on there. A message is done when the next one is asked for, or the `async with`
+            block ends without an exception; a process that is killed repeats what it was at, if there
+            was a connection. Each message costs a round trip. One process at a time; the server keeps
+            it until somebody deletes it.
         on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
             after which iteration can go on. `events()` hands gaps over instead.
 
@@ -232,7 +233,12 @@ class Subscriber(Generic[T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self.aclose()
+        try:
+            if exc_type is None and self._cursor is not None and not self._is_closed:
+                with anyio.move_on_after(_FORGET_TIMEOUT_S):
+                    await self._cursor.finish()  # the block has ended well: so has what it was at
+        finally:
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Unsubscribe and end every iterator; what is buffered is dropped.
@@ -415,7 +421,7 @@ class Subscriber(Generic[T]):
         item = await self._intake.next_item()
         if item is None:
             raise StopAsyncIteration
-        if self._cursor is not None and isinstance(item, KeptMessage):
+        if self._cursor is not None and isinstance(item, KeptMessage) and item.topic.history is not None:
             self._cursor.hand_over(item)
         return self._event(item)
 

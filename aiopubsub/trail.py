@@ -49,8 +49,11 @@ PAGE_BYTES = 1024 * 1024
 LARGEST_PAGE = 4096
 """Entries in one page: to unpack so many takes about 10 ms."""
 
-SMALLEST_PAGE = 16
+FIRST_PAGE = 16
 """Entries in the first page, whose sizes nobody knows."""
+
+SMALLEST_PAGE = 2
+"""Entries in a page of large messages: the position itself and the one after it."""
 
 REMEMBERED = 2_500
 """Messages taken last that can still be recognized, twice as many at most: a history that forked further
@@ -122,7 +125,7 @@ class Trail:
         # the uids taken last, without a hole; the last one is the position's
         self._recent = [_BEFORE_FIRST]
         self._is_whole = False  # they are all that were ever taken, and where that began
-        self._count = self._asked_count = SMALLEST_PAGE
+        self._count = self._asked_count = FIRST_PAGE
         self._back_from = 0  # offset
         self.start: Position | None = None
         if isinstance(since, Position):
@@ -149,6 +152,8 @@ class Trail:
 
     def off(self) -> None:
         """The connection is gone."""
+        if self.state is Stage.READING:  # perhaps the page was too large for the server to send
+            self._count = max(SMALLEST_PAGE, self._count // 8)
         self.state = Stage.OFF
 
     def has_room(self) -> None:

@@ -11,9 +11,12 @@ import types
 from pathlib import Path
 
 import pytest
+import redis
 
 import aiopubsub
+from aiopubsub.append import SCRIPT
 from aiopubsub.frame import frame, unframe
+from aiopubsub.keys import cursor_key, history_key, mark_of, slot_of
 from aiopubsub.testing import Server
 
 ROOT = Path(__file__).parent.parent
@@ -40,21 +43,68 @@ def test_a_snippet_runs(
     assert capsys.readouterr().out
 
 
+WIRE_FORMAT = (ROOT / "docs/reference/wire-format.md").read_text()
+
+
+def rows_after(heading: str) -> list[list[str]]:
+    """The cells of the first table after a heading, without their quotes."""
+    lines = WIRE_FORMAT.split(f"\n{heading}\n")[1].split("\n|---")[1].split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip().strip("`") for cell in line.strip("|").split("|")] for line in lines]
+
+
+def unhexed(cell: str) -> bytes:
+    return bytes.fromhex(cell.replace("(empty)", ""))
+
+
 def test_vectors_of_the_wire_format() -> None:
     """Each row of the table is what the code publishes, and is taken apart again."""
-    page = (ROOT / "docs/reference/wire-format.md").read_text()
-    rows = [row.strip("|").split("|") for row in page.split("## Test vectors")[1].splitlines()[4:]]
+    rows = rows_after("## Test vectors")
     assert len(rows) == 4
-    for payload_cell, headers_cell, published_cell in rows:
-        payload, published = (
-            bytes.fromhex(cell.strip().strip("`").replace("(empty)", ""))
-            for cell in (payload_cell, published_cell)
-        )
-        text = headers_cell.strip().strip("`")
+    for payload_cell, text, published_cell in rows:
+        payload, published = unhexed(payload_cell), unhexed(published_cell)
         headers = {} if text == "none" else json.loads(text)
         assert frame(payload, headers) == published
         if published != payload:
-            assert unframe(published) == (payload, headers)
+            assert unframe(published) == (payload, headers, None)
+
+
+def test_vectors_with_a_place(valkey: Server) -> None:
+    """Each row is what the script makes of a message after the one in front of it: stored and pushed."""
+    rows = rows_after("With a place in a history; the headers as they are in the stream:\n")
+    assert len(rows) == 3
+    key = history_key(b"vectors")
+    with redis.Redis(port=valkey.port) as admin, admin.pubsub(ignore_subscribe_messages=False) as pubsub:
+        pubsub.subscribe("vectors")
+        assert pubsub.get_message(timeout=10)
+        sha = admin.script_load(SCRIPT)
+        for payload_cell, headers, place_cell, published_cell in rows:
+            payload, published = unhexed(payload_cell), unhexed(published_cell)
+            name, uid, after = place_cell.encode().split()
+            epoch, offset = name.split(b"-")
+            admin.delete(key)
+            before = b"%b-%d" % (epoch, int(offset) - 1)
+            admin.xadd(key, {"uid": after, "after": "-", "data": ""}, id=before)
+            answer = admin.evalsha(sha, 1, key, "vectors", 10, "", "", uid, headers, payload)
+            assert answer == [name, 1]
+            assert pubsub.get_message(timeout=10)["data"] == published
+            assert unframe(published) == (payload, json.loads(headers), (name, uid, after))
+            ((stored, fields),) = admin.xrevrange(key, count=1)
+            told = {b"headers": headers.encode()} if headers != "{}" else {}
+            assert (stored, fields) == (name, {b"uid": uid, b"after": after, **told, b"data": payload})
+            again = admin.evalsha(sha, 1, key, "vectors", 10, "", "-", uid, headers, payload)
+            assert again == [name, -1]
+
+
+def test_names_of_the_wire_format() -> None:
+    """Each row of the table of keys is what the code makes of the channel."""
+    rows = rows_after("## Histories")
+    assert len(rows) == 4
+    for channel, stream, cursor, mark in rows:
+        key = channel.encode()
+        assert history_key(key).decode() == stream
+        assert cursor_key(key, "billing").decode() == cursor
+        assert mark_of(key) == mark
+        assert slot_of(key) == slot_of(stream.encode()) == slot_of(cursor.encode())
 
 
 def test_links_lead_somewhere() -> None:

@@ -11,9 +11,9 @@ from typing import Annotated
 
 import typer
 
-from .pub import publish
+from .pub import Keeping, publish
 from .runner import Place, run
-from .sub import subscribe
+from .sub import Wanted, subscribe
 
 __all__ = ["app"]
 
@@ -88,12 +88,33 @@ def pub(
             show_default=False,
         ),
     ] = None,
+    history: Annotated[
+        bool, typer.Option("--history", help="Publish to a topic that keeps history: the server keeps it.")
+    ] = False,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="With --history: the last messages that are kept at least. Give what the topic's other "
+            "publishers give. Default: 1000, or as many as there are if they are more.",
+            show_default=False,
+        ),
+    ] = None,
+    ttl: Annotated[
+        float | None,
+        typer.Option(
+            metavar="S",
+            help="With --history: seconds that it lives after the last publish, or inf. Default: 86400.",
+            show_default=False,
+        ),
+    ] = None,
     url: Url = None,
     embedded: Embedded = False,
     connect_timeout: ConnectTimeout = 5.0,
 ) -> None:
     """`aiopubsub pub`."""
-    run(publish(Place(url, embedded, connect_timeout), channel, messages or []))
+    place = Place(url, embedded, connect_timeout)
+    run(publish(place, channel, messages or [], Keeping(history, size, ttl)))
 
 
 @app.command(
@@ -120,15 +141,70 @@ def sub(
         typer.Option("--count", "-n", min=1, help="End after so many messages.", show_default=False),
     ] = None,
     verbose: Annotated[
-        bool, typer.Option("--verbose", "-v", help="Print the channel and a tab before each message.")
+        bool,
+        typer.Option(
+            "--verbose",
+            "-v",
+            help="Print the channel and a tab before each message; with a history also its position.",
+        ),
     ] = False,
+    history: Annotated[
+        bool,
+        typer.Option(
+            "--history", help="Follow the channels' histories from now on: a lost connection loses nothing."
+        ),
+    ] = False,
+    since: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="beginning|POSITION",
+            help="Begin with the first message that the history keeps, or after a position. With several "
+            "channels it can be given for each.",
+            show_default=False,
+        ),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep on the server, under this name, how far it has come, and go on there the next time.",
+            show_default=False,
+        ),
+    ] = None,
     url: Url = None,
     embedded: Embedded = False,
     connect_timeout: ConnectTimeout = 5.0,
 ) -> None:
     """`aiopubsub sub`."""
-    place = Place(url, embedded, connect_timeout)
-    run(subscribe(place, channels, is_pattern=pattern, count=count, with_channel=verbose))
+    wanted = Wanted(channels, pattern, history, since or (), name, count, verbose)
+    run(subscribe(Place(url, embedded, connect_timeout), wanted))
+
+
+@app.command(
+    epilog=_EXITS,
+    help="Show what the server keeps of a channel: the first and the last message, how many and how "
+    "large they are, how long they live, and where durable cursors stand.",
+)
+def history(
+    channel: Annotated[
+        str, typer.Argument(metavar="CHANNEL", help="Of what to show the history.", show_default=False)
+    ],
+    cursors: Annotated[
+        bool,
+        typer.Option(
+            "--cursors",
+            help="Show the cursors too. To find them, every key of the server is looked at: minutes on "
+            "a large one.",
+        ),
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    url: Url = None,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub history`."""
+    from .history import show  # noqa: PLC0415  # shows a table
+
+    place = Place(url, is_embedded=False, connect_timeout=connect_timeout)
+    run(show(place, channel, with_cursors=cursors, as_json=json))
 
 
 @app.command(
@@ -157,9 +233,11 @@ def chat(
 
 @app.command(
     help="See every message accounted for, with nobody's help.\n\n"
-    "Starts a server, a publisher and three subscribers, each a process: one follows a channel, one a "
-    "pattern, and one is too slow for its small buffer. In the end, for each subscriber, what was "
-    "published must be what was delivered plus what was reported as missing, exactly.\n\n"
+    "Starts a server, a publisher and four subscribers, each a process: one follows a channel, one a "
+    "pattern, one is too slow for its small buffer, and one follows the channel's history. Their "
+    "connections are killed, then the server, which starts again with what it has kept. In the end, for "
+    "each subscriber, what was published must be what was delivered plus what was reported as missing, "
+    "exactly.\n\n"
     "Needs the extra 'server', or --url.",
     epilog="Exit status: 0 when the books balance, 1 when they don't or something failed, 2 when the "
     "command line cannot be used, 130 after Ctrl-C, 143 after SIGTERM.",

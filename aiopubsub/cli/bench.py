@@ -70,7 +70,7 @@ async def bench(place: Place, options: Options) -> int:
     for name in missing:
         tell(f"{name} is not installed; going on without it")
     rounds, seconds = _QUICK if options.is_quick else _FULL
-    async with place.server_url() as url:
+    async with place.server() as (url, _):
         with bad_input():
             client = Client(url, connect_timeout=place.connect_timeout)
         async with client:

@@ -1,5 +1,9 @@
 """The books of `aiopubsub demo`: what was published, and what became of it at each subscriber.
 
+The messages of a channel are numbered, so what is missing can be counted at the next one that comes.
+Each number that is missing must have been reported by a gap in its place, whether the gap could tell
+how many it stands for or not.
+
 Lives here: figures and whether they balance. Must not live here: processes (`demo`), words on a screen
 (`demo_view`). Pure: no await, clock or I/O.
 """
@@ -9,7 +13,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-__all__ = ["Books", "Row"]
+__all__ = ["Books", "Ledger", "Row"]
 
 _RATE_REPORTS = 5  # a rate is the mean over so many reports: about a second
 
@@ -34,6 +38,73 @@ class Rate:
 
 
 @dataclass
+class Ledger:
+    """What one subscriber has seen.
+
+    Attributes:
+        delivered: Messages that came.
+        missing: Messages that did not, and whose place had a gap.
+        gaps: Gaps that were reported.
+        wrong: Messages that did not come without a gap in their place, came twice or out of order, or
+            were reported as missing and were not.
+    """
+
+    delivered: int = 0
+    missing: int = 0
+    gaps: int = 0
+    wrong: int = 0
+    _last: dict[str, int] = field(default_factory=dict[str, int])  # number, by channel
+    _reported: int = 0  # by gaps that could tell how many, and not found missing yet
+    _excused: set[str] = field(default_factory=set[str])  # channels with a gap that could not
+    _channels: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, channels: tuple[str, ...]) -> Ledger:
+        """An empty one, for these channels."""
+        return cls(_channels=channels)
+
+    def message(self, channel: str, number: int) -> None:
+        """A message came. Those of a channel are numbered from 1."""
+        self._look_for_hole(channel, number)
+        self.delivered += 1
+
+    def end(self, channel: str, published: int) -> None:
+        """The channel has ended, after so many messages."""
+        self._look_for_hole(channel, published + 1)
+
+    def gap(self, missed: int | None) -> None:
+        """A gap was reported."""
+        self.gaps += 1
+        if missed is None:
+            self._excused.update(self._channels)
+        else:
+            self._reported += missed
+
+    def close(self) -> None:
+        """All channels have ended."""
+        self.wrong += self._reported
+        self._reported = 0
+
+    def figures(self) -> dict[str, int]:
+        """The attributes, by name."""
+        return {name: getattr(self, name) for name in ("delivered", "missing", "gaps", "wrong")}
+
+    def _look_for_hole(self, channel: str, number: int) -> None:
+        hole = number - self._last.get(channel, 0) - 1
+        self._last[channel] = number
+        if hole < 0:
+            self.wrong += 1
+            return
+        told = min(hole, self._reported)
+        self._reported -= told
+        if channel in self._excused:
+            self._excused.discard(channel)
+            told = hole
+        self.missing += told
+        self.wrong += hole - told
+
+
+@dataclass
 class Row:
     """One subscriber.
 
@@ -42,8 +113,9 @@ class Row:
         follows: What it is subscribed to, for people.
         channels: The channels that it gets messages of.
         delivered: Messages that it took.
-        missing: Messages that were reported to it as missing.
-        has_unknown: Whether a gap was reported whose number cannot be known.
+        missing: Messages that are missing, with a gap in their place.
+        gaps: Gaps that were reported to it.
+        wrong: Messages that went any other way.
         is_done: Whether it has seen the end of each channel.
     """
 
@@ -52,17 +124,28 @@ class Row:
     channels: tuple[str, ...]
     delivered: int = 0
     missing: int = 0
-    has_unknown: bool = False
+    gaps: int = 0
+    wrong: int = 0
     is_done: bool = False
     rate: Rate = field(default_factory=Rate)
 
 
 @dataclass
 class Books:
-    """All subscribers, and what was published on each channel."""
+    """All subscribers, and what was published on each channel.
+
+    Attributes:
+        rows: The subscribers.
+        published: Messages by channel; those that stayed unconfirmed too.
+        unconfirmed: How many of them were published once or not at all.
+        faults: What was done to the connections and the server, in words.
+        rate: How fast messages are published.
+    """
 
     rows: list[Row]
     published: dict[str, int] = field(default_factory=dict[str, int])
+    unconfirmed: int = 0
+    faults: list[str] = field(default_factory=list[str])
     rate: Rate = field(default_factory=Rate)
 
     @property
@@ -78,8 +161,8 @@ class Books:
         """One word or two: `"open"` while it runs, `"balanced"`, or what is wrong."""
         if not row.is_done:
             return "open"
-        if row.has_unknown:
-            return "unknown"
+        if row.wrong:
+            return f"{row.wrong} wrong"
         off = self.published_to(row) - row.delivered - row.missing
         return "balanced" if off == 0 else f"off by {off}"
 

@@ -67,7 +67,8 @@ class _LiveView:
     async def refresh(self, elapsed_s: float) -> None:
         rate = self._books.rate.per_second
         line = f"{elapsed_s:4.1f} s   {self._books.total:,} published, {rate:,} a second"
-        self._live.update(Group(self._table(), Text(f" {line}", "dim")), refresh=True)
+        words = [line, *self._books.faults]
+        self._live.update(Group(self._table(), *(Text(f" {line}", "dim") for line in words)), refresh=True)
 
     async def finish(self) -> None:
         style = "bold green" if self._books.is_balanced else "bold red"
@@ -77,8 +78,10 @@ class _LiveView:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
         table.add_column("subscriber")
         table.add_column("follows")
-        for name in ("published", "delivered", "missing", "a second"):
+        for name in ("published", "delivered", "missing"):
             table.add_column(name, justify="right", min_width=9)
+        table.add_column("gaps", justify="right")
+        table.add_column("per s", justify="right", min_width=6)
         table.add_column("books", min_width=8)
         for row in self._books.rows:
             verdict = self._books.verdict(row)
@@ -100,12 +103,16 @@ class _PlainView:
     def __init__(self, books: Books) -> None:
         self._books = books
         self._writer = Writer()
+        self._told = 0  # faults
 
     def shown(self) -> AbstractContextManager[object]:
         return nullcontext()
 
     async def refresh(self, elapsed_s: float) -> None:
         books = self._books
+        for fault in books.faults[self._told :]:
+            await self._print(fault)
+        self._told = len(books.faults)
         rows = "; ".join(f"{row.name} {row.delivered} and {row.missing} missing" for row in books.rows)
         await self._print(
             f"{elapsed_s:.0f} s: {books.total} published, {books.rate.per_second} a second; {rows}"
@@ -113,8 +120,8 @@ class _PlainView:
 
     async def finish(self) -> None:
         books = self._books
-        form = "{:<10}  {:<8}  {:>9}  {:>9}  {:>9}  {}"
-        head = form.format("subscriber", "follows", "published", "delivered", "missing", "books")
+        form = "{:<10}  {:<8}  {:>9}  {:>9}  {:>9}  {:>5}  {}"
+        head = form.format("subscriber", "follows", "published", "delivered", "missing", "gaps", "books")
         rows = [
             form.format(row.name, row.follows, *_figures(books, row), books.verdict(row))
             for row in books.rows
@@ -126,13 +133,16 @@ class _PlainView:
         await self._writer.flush()
 
 
-def _figures(books: Books, row: Row) -> tuple[int, int, int]:
-    return books.published_to(row), row.delivered, row.missing
+def _figures(books: Books, row: Row) -> tuple[int, int, int, int]:
+    return books.published_to(row), row.delivered, row.missing, row.gaps
 
 
 def _conclusion(books: Books) -> str:
-    if books.is_balanced:
-        return "The books balance: every message was delivered, or reported as missing."
-    if any(row.has_unknown for row in books.rows):
-        return "The books are open: a connection was lost, and what was missed then cannot be counted."
-    return "The books don't balance."
+    if not books.is_balanced:
+        return "The books don't balance."
+    words = "The books balance: every message was delivered, or had a gap in its place."
+    if books.unconfirmed:
+        words += (
+            f"\n Up to {books.unconfirmed} that a crash left unconfirmed may never have been published."
+        )
+    return words

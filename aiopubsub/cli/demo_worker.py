@@ -11,20 +11,23 @@ Lives here: one publisher, one subscriber, their reports. Must not live here: wh
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
+import logging
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from aiopubsub.client import Client
-from aiopubsub.errors import PubSubError
+from aiopubsub.errors import PubSubError, Unconfirmed
 from aiopubsub.message import Gap, Message
 from aiopubsub.publisher import Publisher
 from aiopubsub.subscriber import Subscriber
-from aiopubsub.topic import Pattern, Topic
+from aiopubsub.topic import History, Pattern, Subscribable, Topic
 
+from .demo_books import Ledger
 from .runner import until_first
 from .streams import LineReader
 
@@ -34,6 +37,9 @@ _REPORT_EVERY_S = 0.25
 _PACE_S = 0.01  # between two batches of the publisher
 _CATCH_UP = 2  # a publisher that is late goes at most so many times as fast
 _PAYLOAD = b"x" * 64
+_PUBLISH_TIMEOUT_S = 30.0  # the server is killed and started again meanwhile
+_END_EVERY_S = 0.2
+_HISTORY = History(size=100_000, ttl=600)
 _END = "end"  # the header of a channel's last message
 
 
@@ -51,6 +57,7 @@ class Job:
         buffer: Messages that may wait for the subscriber.
         pause_every: Messages after which the subscriber sleeps; 0 for never.
         pause_s: How long it sleeps.
+        kept: The channel that is published to, or followed, with history.
     """
 
     url: str
@@ -62,6 +69,11 @@ class Job:
     buffer: int = 65_536
     pause_every: int = 0
     pause_s: float = 0.0
+    kept: str | None = None
+
+    def topic(self, channel: str) -> Topic[bytes]:
+        """A channel as this worker knows it."""
+        return Topic(channel, history=_HISTORY if channel == self.kept else None)
 
     def to_line(self) -> bytes:
         """As a worker reads it."""
@@ -76,23 +88,19 @@ class Job:
 
 
 @dataclass
-class _Figures:
-    """What a subscriber has seen so far."""
-
-    delivered: int = 0
-    missing: int = 0
-    has_unknown: bool = False
-
-
-@dataclass
 class _Published:
-    """What a publisher has published so far, by channel."""
+    """What a publisher has published so far, by channel; and how many have no receipt, at most."""
 
-    published: dict[str, int] = field(default_factory=dict[str, int])
+    published: dict[str, int]
+    unconfirmed: int = 0
+
+    def figures(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 def main() -> None:
     """Do the job that standard input gives. The exit status is 1 if it was not done."""
+    logging.getLogger("aiopubsub").addHandler(logging.NullHandler())  # gaps say what it would
     try:
         asyncio.run(_work())
     except PubSubError as error:
@@ -105,67 +113,92 @@ def main() -> None:
 async def _work() -> None:
     reader = LineReader()
     job = Job.from_line((await reader.read())[0])
-    if job.seconds:
-        published = _Published(dict.fromkeys(job.channels, 0))
-        await until_first(_publish(job, published), _report_often(published), _parent_gone(reader))
-    else:
-        figures = _Figures()
-        await until_first(_subscribe(job, figures), _report_often(figures), _parent_gone(reader))
+    async with Client(job.url, connect_timeout=job.connect_timeout) as client:
+        if job.seconds:
+            await _publish(job, client, reader)
+        else:
+            ledger = Ledger.of(job.channels)
+            await until_first(_subscribe(job, client, ledger), _report_often(ledger), _parent_gone(reader))
 
 
-async def _publish(job: Job, figures: _Published) -> None:
-    """Publish at a steady rate, then an end mark on each channel."""
+async def _publish(job: Job, client: Client, reader: LineReader) -> None:
+    """Publish, then mark the end of each channel again and again: a connection may just be lost."""
+    figures = _Published(dict.fromkeys(job.channels, 0))
+    async with Publisher(client, timeout=_PUBLISH_TIMEOUT_S) as publisher:
+        publishing = _publish_numbers(job, publisher, figures)
+        await until_first(publishing, _report_often(figures), _parent_gone(reader))
+        _report({"done": True, **figures.figures()})
+        await until_first(_mark_ends(job, publisher, figures), _parent_gone(reader))
+
+
+async def _publish_numbers(job: Job, publisher: Publisher, figures: _Published) -> None:
+    """Publish at a steady rate; the messages of each channel are numbered from 1."""
     clock = asyncio.get_running_loop().time
-    topics = itertools.cycle([Topic(channel) for channel in job.channels])
+    topics = itertools.cycle([job.topic(channel) for channel in job.channels])
     largest = int(job.rate * _PACE_S * _CATCH_UP) + 1
     sent = 0
-    async with (
-        Client(job.url, connect_timeout=job.connect_timeout) as client,
-        Publisher(client) as publisher,
-    ):
-        began = clock()
-        while (elapsed := clock() - began) < job.seconds:
-            due = min(int(elapsed * job.rate) - sent, largest)
-            batch = [(next(topics), _PAYLOAD) for _ in range(due)]
-            await publisher.publish_many(batch)
-            sent += len(batch)
-            for topic, _ in batch:
-                figures.published[topic.name] += 1
-            await asyncio.sleep(_PACE_S)
-        for channel in dict.fromkeys(job.channels):
-            await publisher.publish(channel, b"", headers={_END: str(figures.published[channel])})
-    _report({"done": True, **asdict(figures)})
+    began = clock()
+    while (elapsed := clock() - began) < job.seconds:
+        kept: list[tuple[Topic[bytes], bytes]] = []
+        plain: list[tuple[Topic[bytes], bytes]] = []
+        for _ in range(min(int(elapsed * job.rate) - sent, largest)):
+            topic = next(topics)
+            figures.published[topic.name] += 1
+            payload = b"%d %b" % (figures.published[topic.name], _PAYLOAD)
+            (plain if topic.history is None else kept).append((topic, payload))
+        sent += len(kept) + len(plain)
+        await asyncio.gather(publisher.publish_many(kept), _publish_plain(publisher, plain, figures))
+        await asyncio.sleep(_PACE_S)
 
 
-async def _subscribe(job: Job, figures: _Figures) -> None:
+async def _publish_plain(
+    publisher: Publisher, batch: list[tuple[Topic[bytes], bytes]], figures: _Published
+) -> None:
+    """Publish what no history keeps: it is sent once, whatever becomes of the answer."""
+    try:
+        await publisher.publish_many(batch)
+    except Unconfirmed:
+        figures.unconfirmed += len(batch)
+
+
+async def _mark_ends(job: Job, publisher: Publisher, figures: _Published) -> None:
+    while True:
+        for channel, count in figures.published.items():
+            with contextlib.suppress(Unconfirmed):
+                await publisher.publish(job.topic(channel), b"", headers={_END: str(count)})
+        await asyncio.sleep(_END_EVERY_S)
+
+
+async def _subscribe(job: Job, client: Client, ledger: Ledger) -> None:
     """Take messages until the end of each channel was seen."""
-    topics = [Topic(channel) for channel in job.channels] if job.pattern is None else [Pattern(job.pattern)]
+    wanted: list[Subscribable[bytes]] = [job.topic(channel) for channel in job.channels]
+    if job.pattern is not None:
+        wanted = [Pattern(job.pattern)]
     waiting = set(job.channels)
-    async with (
-        Client(job.url, connect_timeout=job.connect_timeout) as client,
-        Subscriber(client, *topics, buffer=job.buffer) as subscriber,
-    ):
+    async with Subscriber(client, *wanted, buffer=job.buffer) as subscriber:
         _report({"ready": True})
         events = subscriber.events()
         while waiting:
             event = await anext(events)
             if isinstance(event, Gap):
-                figures.missing += event.missed or 0
-                figures.has_unknown |= event.missed is None
+                ledger.gap(event.missed)
             elif isinstance(event, Message):
-                if _END in event.headers:
-                    waiting.discard(event.channel)
+                if (published := event.headers.get(_END)) is not None:
+                    if event.channel in waiting:
+                        ledger.end(event.channel, int(published))
+                        waiting.discard(event.channel)
                     continue
-                figures.delivered += 1
-                if job.pause_every and figures.delivered % job.pause_every == 0:
+                ledger.message(event.channel, int(event.payload.split(b" ", 1)[0]))
+                if job.pause_every and ledger.delivered % job.pause_every == 0:
                     await asyncio.sleep(job.pause_s)
-    _report({"done": True, **asdict(figures)})
+    ledger.close()
+    _report({"done": True, **ledger.figures()})
 
 
-async def _report_often(figures: _Figures | _Published) -> None:
+async def _report_often(figures: Ledger | _Published) -> None:
     while True:
         await asyncio.sleep(_REPORT_EVERY_S)
-        _report(asdict(figures))
+        _report(figures.figures())
 
 
 async def _parent_gone(reader: LineReader) -> None:

@@ -67,8 +67,11 @@ class Place:
     connect_timeout: float
 
     @contextlib.asynccontextmanager
-    async def server_url(self) -> AsyncGenerator[str]:
-        """The URL of the server; the embedded one runs as long as the context.
+    async def server(self, *options: str) -> AsyncGenerator[tuple[str, Server | None]]:
+        """The URL of the server, and the embedded one, which runs as long as the context.
+
+        Args:
+            *options: More of the embedded server's command line.
 
         Raises:
             BadInput: The options contradict each other.
@@ -80,15 +83,15 @@ class Place:
         if self.is_embedded:
             if self.url is not None:
                 raise BadInput("--url and --embedded are two places; give one of them")
-            async with _embedded_server() as url:
-                tell(f"embedded server; join it with --url {url}")
-                yield url
+            async with _embedded_server(*options) as server:
+                tell(f"embedded server; join it with --url {server.url}")
+                yield server.url, server
             return
         default = os.environ.get(URL_VARIABLE) or DEFAULT_URL
         wanted = default if self.url is None else self.url
         if wanted.startswith("memory:"):
             raise BadInput("memory:// ends at this process, nobody else can join; use --embedded")
-        yield wanted
+        yield wanted, None
 
     @contextlib.asynccontextmanager
     async def client(self) -> AsyncGenerator[Client]:
@@ -99,7 +102,7 @@ class Place:
             Failed: The embedded server did not start.
             PubSubError: There is no connection, or no embedded server is installed.
         """
-        async with self.server_url() as url:
+        async with self.server() as (url, _):
             with bad_input():
                 client = Client(url, connect_timeout=self.connect_timeout, name="aiopubsub-cli")
             async with client:
@@ -108,14 +111,14 @@ class Place:
 
 
 @contextlib.asynccontextmanager
-async def _embedded_server() -> AsyncGenerator[str]:
+async def _embedded_server(*options: str) -> AsyncGenerator[Server]:
     try:
-        server = Server(find_valkey())
+        server = Server(find_valkey(), *options)
         await asyncio.to_thread(server.start)
     except (FileNotFoundError, RuntimeError) as error:
         raise Failed(str(error)) from error
     try:
-        yield server.url
+        yield server
     finally:
         await asyncio.to_thread(server.stop)
 

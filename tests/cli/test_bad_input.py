@@ -42,6 +42,14 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
         (("chat", "--name", " "), "--name must have 1 to 32 characters"),
         (("sub", "c", "--url", "http://u:s3cret@h"), "unknown scheme 'http'; use one of redis://"),
         (("pub", "c", "m", "--url", "redis://u:s3cret@h:port"), "percent-encoded"),
+        (("pub", "c", "m", "--size", "10"), "say how much of a history is kept; add --history"),
+        (("pub", "c", "m", "--history", "--size", "0"), "`size` must be at least 1, not 0"),
+        (("pub", "c", "m", "--history", "--ttl", "0"), "`ttl` must be more than 0 seconds"),
+        (("sub", "c", "--since", "yesterday"), "not a position: 'yesterday'"),
+        (("sub", "c", "--since", "1-1-00000000-a"), "--since: 1-1-00000000-a is not a position in c"),
+        (("sub", "c", "-p", "--history"), "a pattern has no history"),
+        (("sub", "c", "--name", "a b"), "`name` must be 1 to 128 letters, digits and . _ -"),
+        (("history", ""), "a channel must not be empty"),
         (("demo", "--url", "u:s3cret@localhost"), "--url (or AIOPUBSUB_URL): not a URL"),
         (("sub", "c", "--url", ""), "--url (or AIOPUBSUB_URL): not a URL"),
         (("sub", "c", "--url", "memory://"), "memory:// ends at this process"),
@@ -72,7 +80,9 @@ def test_bad_usage(in_process: InProcess, args: tuple[str, ...]) -> None:
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("args", [("pub", "c", "m"), ("sub", "c"), ("chat", "c"), ("demo",)])
+@pytest.mark.parametrize(
+    "args", [("pub", "c", "m"), ("sub", "c"), ("history", "c"), ("chat", "c"), ("demo",)]
+)
 def test_no_server(in_process: InProcess, args: tuple[str, ...]) -> None:
     """A server that is not there is one line, within the timeout, and status 1."""
     port = free_port()
@@ -93,7 +103,9 @@ def test_no_server_is_said_once() -> None:
     assert ended.stderr.count(b"\n") == 1
 
 
-@pytest.mark.parametrize("args", [("pub", "c", "m"), ("sub", "c"), ("chat", "c"), ("demo",)])
+@pytest.mark.parametrize(
+    "args", [("pub", "c", "m"), ("sub", "c"), ("history", "c"), ("chat", "c"), ("demo",)]
+)
 def test_wrong_password(in_process: InProcess, locked: Server, args: tuple[str, ...]) -> None:
     """The server's own words are one line, without the password, and status 1."""
     ended = in_process(*args, "--url", locked.url.replace("//", "//:s3cret@"))
@@ -143,7 +155,7 @@ def test_closed_standard_streams() -> None:
     assert (ended.returncode, ended.stdout) == (2, b"")
 
 
-@pytest.mark.parametrize("args", [(), ("pub",), ("sub",), ("chat",), ("demo",)])
+@pytest.mark.parametrize("args", [(), ("pub",), ("sub",), ("history",), ("chat",), ("demo",)])
 def test_help(in_process: InProcess, args: tuple[str, ...]) -> None:
     """Every command has a help that says with which status it ends."""
     ended = in_process(*args, "--help")

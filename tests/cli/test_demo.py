@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import redis
 
-from aiopubsub.cli.demo_books import Books, Row
+from aiopubsub.cli.demo_books import Books, Ledger, Row
 from aiopubsub.testing import Server
 from tests.cli.process import Cli, run
 
-ROW = re.compile(r"^(exact|pattern|slow) +(\S+) +(\d+) +(\d+) +(\d+)  (\w+)$", re.MULTILINE)
+ROW = re.compile(r"^(exact|pattern|slow|history) +(\S+)" + r" +(\d+)" * 4 + r"  (\w+)$", re.MULTILINE)
 
 
 def children_of(pid: int) -> list[int]:
@@ -31,20 +31,24 @@ def children_of(pid: int) -> list[int]:
 def check(output: str) -> None:
     """The figures of the table that was printed add up."""
     rows = {name: [int(n) for n in figures] for name, _, *figures, _ in ROW.findall(output)}
-    assert set(rows) == {"exact", "pattern", "slow"}
-    for published, delivered, missing in rows.values():
+    assert set(rows) == {"exact", "pattern", "slow", "history"}
+    for published, delivered, missing, gaps in rows.values():
         assert published == delivered + missing > 0
-    assert rows["exact"][2] == rows["pattern"][2] == 0
-    assert rows["exact"][0] == rows["slow"][0]
+        assert gaps or not missing
+    assert rows["exact"][0] == rows["slow"][0] == rows["history"][0]
+    assert rows["history"][2:] == [0, 0]
 
 
 def test_the_books_balance() -> None:
-    """With nobody's help it ends with status 0; the slow one missed some, and all are accounted for."""
+    """With nobody's help it ends with status 0; all are accounted for, whatever was killed meanwhile."""
     ended = run("demo", "--seconds", "2")
     output = ended.stdout.decode()
     assert ended.returncode == 0, output + ended.stderr.decode()
     check(output)
-    assert int(next(row[4] for row in ROW.findall(output) if row[0] == "slow")) > 0
+    gaps = {row[0]: int(row[5]) for row in ROW.findall(output)}
+    assert min(gaps["slow"], gaps["exact"], gaps["pattern"]) >= 1
+    assert "The subscribers' connections were killed.\n" in output
+    assert "The server was killed, and started again" in output
     assert "The books balance" in output
     assert "\x1b" not in output
     assert re.search(r"^1 s: \d+ published", output, re.MULTILINE)
@@ -60,7 +64,7 @@ def test_at_a_terminal(valkey: Server) -> None:
     lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", drawn).replace("\r", "").split("\n")
     assert max(map(len, lines)) <= 80
     assert "…" not in shown
-    assert any(re.match(r" +slow +orders( +[\d,]+){4} +balanced *$", line) for line in lines)
+    assert any(re.match(r" +slow +orders( +[\d,]+){5} +balanced *$", line) for line in lines)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at processes in /proc")
@@ -69,7 +73,7 @@ def test_nothing_is_left_behind() -> None:
     with Cli("demo", "--seconds", "60") as demo:
         demo.out.until(b"1 s: ")
         children = children_of(demo.process.pid)
-        assert len(children) == 5  # the server, the publisher and three subscribers
+        assert len(children) == 6  # the server, the publisher and four subscribers
         demo.signal(signal.SIGINT)
         assert demo.status() == 130
         assert demo.err.rest().count(b"\n") == 1
@@ -89,30 +93,60 @@ def test_a_process_that_dies_is_a_failure(valkey: Server) -> None:
         assert b"ended early, with status -9" in demo.err.rest()
 
 
-def test_a_lost_connection_cannot_balance(valkey: Server) -> None:
-    """A gap whose number cannot be known is said, and the status is 1."""
+def test_a_lost_connection_balances_too(valkey: Server) -> None:
+    """What a lost connection took is counted at the next message; and nothing stays on the server."""
     with Cli("demo", "--seconds", "1.5", "--url", valkey.url) as demo:
         demo.out.until(b"1 s: ")
         with redis.Redis(port=valkey.port) as admin:
             admin.client_kill_filter(_type="pubsub")
-        output = demo.out.rest().decode()
-        assert demo.status() == 1
-    assert "a connection was lost" in output
+            output = demo.out.rest().decode()
+            assert demo.status() == 0
+            assert not list(admin.scan_iter("*aiopubsub-demo*"))
+    check(output)
+    assert {row[0]: int(row[5]) for row in ROW.findall(output)}["exact"] == 1
 
 
 @pytest.mark.parametrize(
-    ("delivered", "missing", "has_unknown", "is_done", "verdict"),
+    ("delivered", "missing", "wrong", "is_done", "verdict"),
     [
-        (7, 3, False, True, "balanced"),
-        (7, 2, False, True, "off by 1"),
-        (8, 3, False, True, "off by -1"),
-        (7, 3, True, True, "unknown"),
-        (7, 3, False, False, "open"),
+        (7, 3, 0, True, "balanced"),
+        (7, 2, 0, True, "off by 1"),
+        (8, 3, 0, True, "off by -1"),
+        (7, 3, 2, True, "2 wrong"),
+        (7, 3, 0, False, "open"),
     ],
 )
-def test_verdicts(delivered: int, missing: int, has_unknown: bool, is_done: bool, verdict: str) -> None:
+def test_verdicts(delivered: int, missing: int, wrong: int, is_done: bool, verdict: str) -> None:
     """The books balance when what was published is what was delivered and what was reported."""
-    row = Row("a", "b", ("x", "y"), delivered, missing, has_unknown, is_done)
+    row = Row("a", "b", ("x", "y"), delivered, missing, 0, wrong, is_done)
     books = Books([row], {"x": 4, "y": 6, "z": 1})
     assert books.verdict(row) == verdict
     assert books.is_balanced == (verdict == "balanced")
+
+
+@pytest.mark.parametrize(
+    ("events", "figures"),
+    [
+        ([1, 2, 3], (3, 0, 0, 0)),
+        ([1, "3", 4, 5], (3, 2, 1, 1)),  # a gap of three where two are missing
+        ([1, "3", 5], (2, 3, 1, 0)),
+        ([1, "?", 5, 6], (3, 3, 1, 0)),
+        ([1, "?", 2, 5], (3, 0, 1, 2)),  # the hole is not where the gap was
+        ([1, "?", "1", 5], (2, 3, 2, 0)),
+        ([1, 3], (2, 0, 0, 1)),
+        ([1, 2, 2], (3, 0, 0, 1)),
+        ([1, 3, 2, 3], (4, 0, 0, 2)),
+    ],
+)
+def test_a_ledger(events: list[int | str], figures: tuple[int, ...]) -> None:
+    """A hole is missing where a gap stands for it, and wrong anywhere else."""
+    ledger = Ledger.of(("x",))
+    for event in events:
+        if isinstance(event, int):
+            ledger.message("x", event)
+        else:
+            ledger.gap(None if event == "?" else int(event))
+    last = max(event for event in events if isinstance(event, int))
+    ledger.end("x", last)
+    ledger.close()
+    assert tuple(ledger.figures().values()) == figures
