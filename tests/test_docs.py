@@ -54,7 +54,7 @@ def test_vectors_of_the_wire_format() -> None:
         headers = {} if text == "none" else json.loads(text)
         assert frame(payload, headers) == published
         if published != payload:
-            assert unframe(published) == (payload, headers)
+            assert unframe(published) == (payload, headers, None)
 
 
 def test_links_lead_somewhere() -> None:

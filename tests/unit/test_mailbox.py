@@ -18,7 +18,7 @@ from aiopubsub.message import Gap, GapReason, Message, Origin
 from aiopubsub.topic import Topic
 
 TOPICS = {name: Topic(name) for name in "ab"}
-ORIGINS = {name: Origin(name, topic, None) for name, topic in TOPICS.items()}
+ORIGINS = {name: Origin(name, topic) for name, topic in TOPICS.items()}
 
 
 def put_one(mailbox: Mailbox, message: Message[object]) -> bool:
