@@ -35,7 +35,7 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _VERSION = MAGIC + b"1"
 _LONGEST_HEADER_BYTES = 65_536  # a bound on what a stranger can make us parse
 LONGEST_HEADERS_BYTES = _LONGEST_HEADER_BYTES - 1024  # of the line: id, uid and after take the rest
-_LONGEST_ID = 41  # two numbers of 64 bits
+_LONGEST_NUMBER = 19  # digits: whatever they are, they fit into 64 bits
 _LONGEST_UID = 256
 _PRINTABLE = bytes(range(0x21, 0x7F))
 
@@ -108,7 +108,7 @@ def unpack_headers(packed: bytes) -> Mapping[str, str] | None:
 def is_id(name: bytes) -> bool:
     """Whether it is the id of a stream's entry: two numbers with a dash between."""
     epoch, _, offset = name.partition(b"-")
-    return epoch.isdigit() and offset.isdigit() and len(name) <= _LONGEST_ID
+    return epoch.isdigit() and offset.isdigit() and len(epoch) <= _LONGEST_NUMBER >= len(offset)
 
 
 def is_uid(uid: bytes) -> bool:
