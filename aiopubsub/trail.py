@@ -111,7 +111,7 @@ class Trail:
         self._key = history_key(topic.key)
         self._origin = Origin(topic.name, topic)
         self._clock = clock
-        self._heard_at = clock()
+        self._heard_at = self._taken_at = clock()
         self._ask = _Ask.NEWEST if since is None else _Ask.PAGE
         self._is_anywhere = since == BEGINNING  # what comes first is the beginning, wherever it stands
         self._id: bytes | None = None  # of the position; None: before the first message
@@ -155,7 +155,8 @@ class Trail:
 
     def push(self, messages: Sequence[Message[object]]) -> None:
         """Messages were pushed, in this order."""
-        if self.state is not Stage.LIVE:
+        if self.state is not Stage.LIVE:  # what has a place will be read; what has none is here only
+            self.mailbox.staged += [item for item in messages if not isinstance(item, KeptMessage)]
             return
         uid = self._uid
         kept = cast("Sequence[KeptMessage[object]]", messages)
@@ -170,8 +171,7 @@ class Trail:
         except AttributeError:
             pass  # one that was published without history
         for message in messages:
-            if self.state is Stage.LIVE:
-                self._push_one(message)
+            self._push_one(message)
 
     # -- what the router asks ----------------------------------------------------------------------
 
@@ -207,6 +207,7 @@ class Trail:
             if newest is not None:
                 self._move(newest.id, newest.uid)
             self._is_whole = True
+            self._taken_at = self._clock()
             self.start = self.position
             self.state = Stage.LIVE
         elif ask is _Ask.AUDIT:
@@ -223,27 +224,31 @@ class Trail:
     def _push_one(self, message: Message[object]) -> None:
         if not isinstance(message, KeptMessage):
             self.mailbox.staged.append(message)  # it has no place: delivered as it came
+        elif self.state is not Stage.LIVE:
+            pass  # one before it was not taken: both will be read
         elif message.after == self._uid:
             self._take([message])
         elif self._was_taken(message):
             pass  # pushed twice
         elif message.after == _BEFORE_FIRST and self._begins_anew(message):
             if not self._has_expired():
-                self._report(GapReason.RESET, message, missed=0)
+                self._report(GapReason.RESET, message, missed=None)
+            self._move(b"%d-0" % _split(message.id)[0], _BEFORE_FIRST)
+            self._is_whole = True
             self._take([message])
         else:
             self.state = Stage.READING
 
     def _begins_anew(self, message: KeptMessage[object]) -> bool:
-        """Whether it is the first message of another history. We had all of the last one."""
-        return self._id is not None and _split(message.id)[0] != _split(self._id)[0]
+        """Whether it is the first message of a later history."""
+        return self._id is not None and _split(message.id)[0] > _split(self._id)[0]
 
     def _has_expired(self) -> bool:
         """Whether the topic was idle for so long that its history has just come to its end."""
         history = self.topic.history
         if history is None or history.ttl is None:
             return False
-        return self._clock() - self._heard_at >= 0.9 * history.ttl  # clocks are not the same
+        return self._clock() - self._taken_at >= 0.9 * history.ttl  # clocks are not the same
 
     def _was_taken(self, message: KeptMessage[object]) -> bool:
         if self._id is None:
@@ -325,6 +330,7 @@ class Trail:
     def _search_fork(self, page: list[KeptMessage[object]]) -> None:
         """A page that goes backwards, from `_back_from` on."""
         epoch, offset = _split(self._id or b"0-0")
+        oldest = offset - len(self._recent) + 1  # that is remembered; what stands before it is not known
         lowest: KeptMessage[object] | None = None
         for message in page:
             its_epoch, its_offset = _split(message.id)
@@ -333,18 +339,32 @@ class Trail:
             if self._is_known(its_offset, message.uid):
                 self._fork_at(message.id, message.uid, offset - its_offset)
                 return
+            if its_offset < oldest:
+                if lowest is None:  # all that is remembered is gone: go on after what there is
+                    self._lose_way(message.id, message.uid, None, is_all=True)
+                    return
+                break
             lowest = message
         if lowest is None:
             return  # the whole history was replaced while we looked: read again
         low = _split(lowest.id)[1] - 1  # what an entry names in front of it can be known, too
         if self._is_known(low, lowest.after):
             self._fork_at(b"%d-%d" % (epoch, low), lowest.after, offset - low)
-        elif low < 1 or len(page) < self._count or low <= offset - len(self._recent):
-            withdrawn = len(self._recent) - 1 if self._is_whole else None
-            self._report(GapReason.ROLLED_BACK, lowest, missed=None, withdrawn=withdrawn)
-            self._move(b"%d-%d" % (epoch, low), lowest.after)
+        elif low < oldest or len(page) < self._count:
+            self._lose_way(b"%d-%d" % (epoch, low), lowest.after, lowest, is_all=low < oldest)
         else:
             self._look_back(low)
+
+    def _lose_way(
+        self, name: bytes, uid: bytes, after: KeptMessage[object] | None, *, is_all: bool
+    ) -> None:
+        """Nothing tells where the history forked; go on from here, behind which all is new.
+
+        Only if all that was ever taken has been looked at, and was not found, its number is withdrawn.
+        """
+        withdrawn = len(self._recent) - 1 if self._is_whole and is_all else None
+        self._report(GapReason.ROLLED_BACK, after, missed=None, withdrawn=withdrawn)
+        self._move(name, uid)
 
     def _fork_at(self, name: bytes, uid: bytes, withdrawn: int) -> None:
         recent, is_whole = self._recent[: len(self._recent) - withdrawn], self._is_whole
@@ -361,7 +381,7 @@ class Trail:
             last = messages[count - 1]
             self._id, self._uid = last.id, last.uid
             self._is_anywhere = False
-            self._heard_at = self._clock()
+            self._heard_at = self._taken_at = self._clock()
             recent = self._recent
             recent.extend(hash(message.uid) for message in messages[:count])
             if len(recent) > 2 * REMEMBERED:
