@@ -462,3 +462,649 @@ class TrailModel(RuleBasedStateMachine):
 
 TestTrailModel = TrailModel.TestCase
 TestTrailModel.settings = settings(max_examples=500, stateful_step_count=40, deadline=None)
+
+
+# -- examples --------------------------------------------------------------------------------------
+
+
+class Talk:
+    """A trail, its mailbox, and a server that answers at once."""
+
+    def __init__(self, since: Since = None, *, buffer: int = 1000, buffer_bytes: int = 1 << 30) -> None:
+        self.now = 1000.0
+        self.server = Server(MemoryStreams(lambda: self.now))
+        self.box = Mailbox(
+            buffer=buffer,
+            buffer_bytes=buffer_bytes,
+            overflow=Overflow.DROP_NEWEST,
+            clock=lambda: self.now,
+        )
+        self.since = since
+        self.asked: list[Command] = []
+
+    def start(self) -> Trail:
+        self.trail = Trail(self.box, TOPIC, self.since, lambda: self.now)
+        self.box.on_room = self.trail.has_room
+        self.trail.on()
+        return self.trail
+
+    def read(self) -> None:
+        """Until the trail reads no more."""
+        for _ in range(100):
+            if self.trail.state is not Stage.READING:
+                return
+            self.ask()
+        raise AssertionError("it reads for ever")
+
+    def ask(self) -> None:
+        if commands := self.trail.ask():
+            self.asked += commands
+            self.trail.answer([self.server.run(command) for command in commands])
+            self.box.settle()
+
+    def push(self, *messages: Message[object]) -> None:
+        self.trail.push(messages)
+        self.box.settle()
+
+    def take(self, count: int = 1000) -> list[bytes | Gap]:
+        """Uids and gaps out of the mailbox."""
+        items = [self.box.pop() for _ in range(count)]
+        return [item.uid if isinstance(item, KeptMessage) else item for item in items if item]  # type: ignore[misc]
+
+    def append(self, first: int, last: int) -> list[KeptMessage[object]]:
+        return self.server.append(*uids(first, last))
+
+    def position(self, at: int) -> Position:
+        name, uid = self.server.log[at - 1]
+        epoch, _, offset = name.partition(b"-")
+        return Position(int(epoch), int(offset), MARK, uid.decode())
+
+
+def uids(first: int, last: int) -> list[bytes]:
+    return [b"u%d" % n for n in range(first, last + 1)]
+
+
+def live(stored: int = 0) -> Talk:
+    """A trail that was there when so many messages were stored."""
+    talk = Talk()
+    talk.append(1, stored)
+    talk.start()
+    talk.read()
+    assert talk.trail.state is Stage.LIVE
+    return talk
+
+
+def told(item: bytes | Gap) -> tuple[GapReason, int | None, int | None]:
+    assert isinstance(item, Gap)
+    assert item.channels == ("c",)
+    return item.reason, item.missed, item.withdrawn
+
+
+def test_from_now_on() -> None:
+    """It stands at the newest entry, without a page; from there on pushes are handed over."""
+    talk = live(5)
+    assert talk.asked == [(b"XREVRANGE", KEY, b"+", b"-", b"COUNT", b"1")]
+    assert talk.trail.is_joined
+    assert talk.trail.position == talk.trail.start == talk.position(5)
+    talk.push(*talk.append(6, 8))
+    assert talk.take() == uids(6, 8)
+    assert talk.trail.position == talk.position(8)
+    assert talk.trail.start == talk.position(5)
+
+
+def test_from_now_on_in_a_topic_that_is_empty() -> None:
+    """There is no position yet; the first message is handed over, also if its push is lost."""
+    talk = live()
+    assert talk.trail.position is None
+    talk.append(1, 1)
+    talk.push(*talk.append(2, 2))
+    assert talk.trail.state is Stage.READING
+    talk.read()
+    assert talk.take() == uids(1, 2)
+
+
+def test_from_the_beginning() -> None:
+    """All that is kept, in pages; what was trimmed is no gap."""
+    talk = Talk(BEGINNING)
+    talk.append(1, 100)
+    talk.server.trim(80)
+    talk.start()
+    assert not talk.trail.is_joined
+    talk.ask()
+    assert talk.trail.is_joined
+    assert talk.trail.state is Stage.READING
+    talk.read()
+    assert talk.take() == uids(21, 100)
+    assert talk.trail.state is Stage.LIVE
+
+
+def test_from_a_position() -> None:
+    """After that message, without a gap."""
+    talk = Talk()
+    talk.append(1, 50)
+    talk.since = talk.position(10)
+    assert talk.start().position == talk.trail.start == talk.position(10)
+    talk.read()
+    assert talk.take() == uids(11, 50)
+
+
+def test_a_push_that_was_taken_is_dropped() -> None:
+    """Whether it comes again at once or late."""
+    talk = live()
+    one, two, three = talk.append(1, 3)
+    talk.push(one, one)
+    talk.push(two, three, one, two)
+    assert talk.take() == uids(1, 3)
+    assert talk.trail.state is Stage.LIVE
+
+
+def test_a_push_that_does_not_follow_is_read() -> None:
+    """One push was lost: nothing more is taken of pushes until a page has come back short."""
+    talk = live()
+    _, two, three = talk.append(1, 3)
+    talk.push(two, three)
+    assert talk.trail.state is Stage.READING
+    questions = talk.trail.ask()
+    answers = [talk.server.run(question) for question in questions]
+    talk.push(*talk.append(4, 4))  # published after the page was read
+    talk.trail.answer(answers)
+    talk.box.settle()
+    assert talk.trail.state is Stage.LIVE
+    assert talk.take() == uids(1, 3)
+    talk.push(*talk.append(5, 5))  # so this does not follow
+    talk.read()
+    assert talk.take() == uids(4, 5)
+
+
+def test_what_is_behind_the_push_that_does_not_follow_is_left_to_the_page() -> None:
+    """In one run of pushes, those in front of it are taken, once."""
+    talk = live()
+    one, two, _, four = talk.append(1, 4)
+    talk.push(one, two, four)
+    assert talk.take() == uids(1, 2)
+    talk.read()
+    assert talk.take() == uids(3, 4)
+
+
+def test_after_a_break_it_reads() -> None:
+    """What was published meanwhile is handed over, without a gap."""
+    talk = live(3)
+    talk.trail.off()
+    talk.push(*talk.append(4, 9))
+    assert talk.take() == []
+    talk.trail.on()
+    talk.read()
+    assert talk.take() == uids(4, 9)
+
+
+def test_a_break_before_the_first_answer() -> None:
+    """Nothing was promised yet: `None` begins at the newest entry of the new connection."""
+    talk = Talk()
+    talk.append(1, 2)
+    talk.start().ask()
+    talk.trail.off()
+    talk.append(3, 3)
+    talk.trail.on()
+    talk.read()
+    assert talk.take() == []
+    assert talk.trail.position == talk.position(3)
+
+
+def test_a_full_mailbox_is_filled_again_from_the_history() -> None:
+    """Nothing is dropped: what does not fit is read when there is room."""
+    talk = live()
+    talk.box.buffer = talk.box._limit = 4
+    talk.push(*talk.append(1, 10))
+    assert talk.trail.state is Stage.FULL
+    assert (talk.box.buffered, talk.box.dropped) == (4, 0)
+    talk.push(*talk.append(11, 12))
+    assert talk.take(1) == uids(1, 1)
+    assert talk.trail.state is Stage.FULL  # not before it is half empty
+    assert talk.take(1) == uids(2, 2)
+    assert talk.trail.state is Stage.READING
+    got: list[Any] = []
+    while talk.trail.state is not Stage.LIVE:
+        talk.read()
+        got += talk.take()
+    assert got == uids(3, 12)
+    assert talk.box.dropped == 0
+
+
+def test_a_mailbox_that_is_full_when_a_page_is_wanted() -> None:
+    """No page is asked for that could not be taken."""
+    talk = live()
+    talk.box.buffer = talk.box._limit = 2
+    one, two, _, four = talk.append(1, 4)
+    talk.push(one, two)
+    talk.push(four)
+    assert talk.trail.state is Stage.READING
+    assert talk.trail.ask() == []
+    assert talk.trail.state is Stage.FULL
+    assert talk.take(1) == uids(1, 1)
+    talk.read()
+    assert talk.take() == uids(2, 3)
+    talk.read()
+    assert talk.take() == uids(4, 4)
+
+
+def test_a_page_is_no_larger_than_the_room() -> None:
+    """One entry more is asked for: the position itself."""
+    talk = Talk(buffer=5)
+    talk.append(1, 3)
+    talk.since = talk.position(1)
+    talk.start()
+    page, newest = talk.trail.ask()
+    assert page == (b"XRANGE", KEY, talk.server.log[0][0], b"+", b"COUNT", b"6")
+    assert newest == (b"XREVRANGE", KEY, b"+", b"-", b"COUNT", b"1")
+
+
+def test_bytes_bound_what_is_taken() -> None:
+    """A mailbox that is full by bytes takes what fits, and the rest is read later."""
+    talk = Talk(BEGINNING, buffer_bytes=1000)
+    talk.server.append(*uids(1, 10), data=b"." * 300)
+    talk.start()
+    got: list[Any] = []
+    for _ in range(10):
+        talk.read()
+        assert talk.box.buffered_bytes <= 1000
+        assert talk.box.buffered <= 2
+        got += talk.take()
+    assert got == uids(1, 10)
+
+
+@pytest.mark.parametrize(("size", "count"), [(0, 4096), (128, 4096), (1_000, 929), (100_000, 16)])
+def test_pages_are_sized_by_bytes(size: int, count: int) -> None:
+    """About 1 MiB, by what the last page has shown: 16 entries at least, 4096 at most."""
+    talk = Talk(BEGINNING, buffer=10_000)
+    talk.server.append(*uids(1, 30), data=b"." * size)
+    talk.start()
+    assert talk.trail.ask()[0][-1] == b"16"
+    talk.ask()
+    assert talk.trail.ask()[0][-1] == b"%d" % count
+
+
+def test_trimmed() -> None:
+    """The offsets tell how many are missing, exactly; the gap stands between its neighbours."""
+    talk = live(5)
+    talk.trail.off()
+    talk.append(6, 20)
+    talk.server.trim(4)
+    talk.trail.on()
+    talk.now += 50
+    talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.TRIMMED, 11, 0)
+    assert isinstance(gap, Gap)
+    assert (gap.before, gap.after) == (talk.position(5), talk.position(17))
+    assert (gap.ended - gap.started).total_seconds() == 50
+    assert rest == uids(17, 20)
+
+
+def test_trimmed_up_to_the_next_one() -> None:
+    """That the position itself is gone is no gap."""
+    talk = live(5)
+    talk.trail.off()
+    talk.append(6, 9)
+    talk.server.trim(4)
+    talk.trail.on()
+    talk.read()
+    assert talk.take() == uids(6, 9)
+
+
+def test_trimmed_before_the_first_message() -> None:
+    """It was there when the topic was empty, so all that came since was for it."""
+    talk = live()
+    talk.trail.off()
+    talk.append(1, 9)
+    talk.server.trim(2)
+    talk.trail.on()
+    talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.TRIMMED, 7, 0)
+    assert rest == uids(8, 9)
+
+
+@pytest.mark.parametrize("is_seen_empty", [False, True])
+def test_reset_while_away(is_seen_empty: bool) -> None:
+    """Another history, or none: one gap, and then all that the new one holds."""
+    talk = live(5)
+    talk.trail.off()
+    talk.server.delete()
+    talk.now += 1
+    if is_seen_empty:
+        talk.trail.on()
+        talk.read()
+        assert talk.trail.state is Stage.LIVE
+        assert talk.trail.position is None
+        talk.trail.off()
+    talk.append(11, 14)
+    talk.server.trim(3)
+    talk.trail.on()
+    talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.RESET, None, 0)
+    assert rest == uids(12, 14)
+
+
+def test_reset_with_a_clock_that_goes_back() -> None:
+    """The new history's ids are smaller: nothing stands after the position, and it is seen all the same."""
+    talk = live(5)
+    talk.server.delete()
+    talk.now -= 500
+    talk.push(*talk.append(11, 12))
+    assert talk.trail.state is Stage.READING
+    talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.RESET, None, 0)
+    assert rest == uids(11, 12)
+
+
+def test_reset_while_live() -> None:
+    """The first message of another history says so: one gap, and it is handed over."""
+    talk = live(5)
+    talk.server.delete()
+    talk.now += 1
+    talk.push(*talk.append(11, 12))
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.RESET, None, 0)
+    assert isinstance(gap, Gap)
+    assert gap.after == talk.position(1)
+    assert rest == uids(11, 12)
+
+
+def test_a_reset_that_is_pushed_to_a_full_mailbox_is_told_once() -> None:
+    """The gap has room always; the message behind it is read later."""
+    talk = live()
+    talk.box.buffer = talk.box._limit = 2
+    talk.push(*talk.append(1, 2))
+    talk.server.delete()
+    talk.now += 1
+    talk.push(*talk.append(11, 12))
+    assert talk.trail.state is Stage.FULL
+    first, second, gap = talk.take()
+    talk.read()
+    assert [first, second] == uids(1, 2)
+    assert told(gap) == (GapReason.RESET, None, 0)
+    assert talk.take() == uids(11, 12)
+
+
+def test_nothing_of_the_old_history_is_withdrawn_from_the_new_one() -> None:
+    """After a reset that was pushed, a rollback counts the messages of the new history alone."""
+    talk = live()
+    talk.push(*talk.append(1, 5))
+    talk.server.delete()
+    talk.now += 1
+    talk.push(*talk.append(11, 12))
+    talk.server.delete()
+    talk.append(21, 22)  # at the same time: a fork of the history in front of its first message
+    assert talk.trail.position is not None
+    talk.ask()
+    talk.read()
+    _, rolled_back = (item for item in talk.take() if isinstance(item, Gap))
+    assert told(rolled_back) == (GapReason.ROLLED_BACK, 0, 2)
+
+
+@pytest.mark.parametrize("is_looked_at", [False, True])
+def test_an_idle_history_may_expire(is_looked_at: bool) -> None:
+    """Whoever had everything gets no gap when the next one begins, whether it has looked meanwhile or not."""
+    talk = live()
+    talk.push(*talk.append(1, 3))
+    for _ in range(2):
+        talk.now += TTL / 2
+        if is_looked_at:
+            talk.ask()
+    talk.server.delete()
+    if is_looked_at:
+        talk.ask()
+    talk.push(*talk.append(11, 12))
+    assert talk.take() == uids(1, 3) + uids(11, 12)
+
+
+def test_an_expired_history_is_a_reset_to_whoever_comes_back() -> None:
+    """Something may have been published meanwhile."""
+    talk = live(3)
+    talk.trail.off()
+    talk.now += 2 * TTL
+    talk.server.delete()
+    talk.trail.on()
+    talk.read()
+    assert [told(gap) for gap in talk.take()] == [(GapReason.RESET, None, 0)]
+
+
+@pytest.mark.parametrize("appended", [0, 1, 2, 3, 7])
+def test_rolled_back(appended: int) -> None:
+    """A replica that lagged by three is promoted, and has had some new ones: exactly three are withdrawn."""
+    talk = live()
+    talk.push(*talk.append(1, 4))
+    replica = talk.server.copy()
+    talk.push(*talk.append(5, 7))
+    talk.server = replica
+    talk.trail.off()
+    talk.append(11, 10 + appended)
+    talk.trail.on()
+    talk.read()
+    *first, gap = talk.take(8)
+    assert first == uids(1, 7)
+    assert told(gap) == (GapReason.ROLLED_BACK, 0, 3)
+    assert isinstance(gap, Gap)
+    assert gap.before == talk.position(4)
+    assert talk.take() == uids(11, 10 + appended)
+    assert talk.trail.state is Stage.LIVE
+
+
+def test_rolled_back_without_a_break() -> None:
+    """The next push does not follow, or the slow look sees another newest entry."""
+    for is_pushed in (True, False):
+        talk = live()
+        talk.push(*talk.append(1, 4))
+        replica = talk.server.copy()
+        talk.push(*talk.append(5, 6))
+        talk.server = replica
+        messages = talk.append(11, 12)
+        if is_pushed:
+            talk.push(*messages)
+        else:
+            talk.ask()
+        talk.read()
+        *first, gap = talk.take(7)
+        assert first == uids(1, 6)
+        assert told(gap) == (GapReason.ROLLED_BACK, 0, 2)
+        assert talk.take() == uids(11, 12)
+
+
+def test_promoted_there_and_back() -> None:
+    """A-B-A: what was withdrawn and is there again is handed over again, and the number is exact each time."""
+    talk = live()
+    talk.push(*talk.append(1, 3))
+    a, b = talk.server, talk.server.copy()
+    talk.push(*talk.append(4, 5))
+    expected: list[Any] = uids(1, 5)
+    for server, withdrawn, new in ((b, 2, uids(11, 13)), (a, 3, uids(4, 6)), (b, 3, uids(11, 14))):
+        talk.trail.off()
+        talk.server = server
+        if new[-1] not in dict(server.log).values():
+            server.append(*[uid for uid in new if uid not in dict(server.log).values()])
+        talk.trail.on()
+        talk.read()
+        expected += [(GapReason.ROLLED_BACK, 0, withdrawn), *new]
+    assert [told(item) if isinstance(item, Gap) else item for item in talk.take()] == expected
+
+
+def test_rolled_back_in_front_of_where_it_began() -> None:
+    """All that was handed over is withdrawn; what was there before it began is not handed over."""
+    talk = Talk()
+    talk.append(1, 3)
+    replica = talk.server.copy()
+    talk.append(4, 5)
+    talk.start()
+    talk.read()
+    talk.push(*talk.append(6, 7))
+    talk.server = replica
+    talk.append(11, 15)
+    talk.ask()
+    talk.read()
+    six, seven, gap, *rest = talk.take()
+    assert [six, seven] == uids(6, 7)
+    assert told(gap) == (GapReason.ROLLED_BACK, None, 2)
+    assert rest == uids(12, 15)  # behind where it began all is new; 11 is missing, or an old one
+
+
+def test_rolled_back_in_front_of_a_saved_position() -> None:
+    """How much was withdrawn cannot be known, and nothing is repeated."""
+    talk = Talk()
+    talk.append(1, 3)
+    replica = talk.server.copy()
+    talk.append(4, 9)
+    talk.since = talk.position(9)
+    talk.server = replica
+    talk.append(11, 12)
+    talk.start()
+    talk.read()
+    assert [told(gap) for gap in talk.take()] == [(GapReason.ROLLED_BACK, None, None)]
+    assert talk.trail.position == talk.position(5)
+    talk.push(*talk.append(13, 13))
+    assert talk.take() == uids(13, 13)
+
+
+def test_a_rollback_that_was_trimmed_is_not_counted() -> None:
+    """Where the fork is gone from the history, too, nobody knows how many were withdrawn."""
+    talk = live()
+    talk.push(*talk.append(1, 9))
+    talk.take()
+    replica = talk.server.copy()
+    replica.log = replica.log[:4]
+    replica.streams.trim(KEY, 0)
+    replica.streams._streams[KEY] = {
+        name: fields for name, fields in talk.server.streams._streams[KEY].items() if name[1] <= 4
+    }
+    talk.server = replica
+    talk.append(11, 18)
+    talk.server.trim(5)
+    talk.ask()
+    talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.ROLLED_BACK, None, None)
+    assert rest == uids(14, 18)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    """A rollback beyond it is reported without a number."""
+    with patch("aiopubsub.trail.REMEMBERED", 3):
+        talk = live()
+        replica = talk.server.copy()
+        talk.push(*talk.append(1, 2))
+        replica = talk.server.copy()
+        for n in range(3, 30):
+            talk.push(*talk.append(n, n))
+        assert len(talk.trail._recent) <= 7
+        talk.take()
+        talk.server = replica
+        talk.append(31, 70)
+        talk.ask()
+        talk.read()
+        gap, *rest = talk.take()
+    assert told(gap) == (GapReason.ROLLED_BACK, None, None)
+    assert set(rest) <= set(uids(31, 70))
+    assert rest[-1] == b"u70"
+
+
+def test_a_long_search_goes_on_in_pages() -> None:
+    """A fork that is further back than one page is found, and counted."""
+    talk = live()
+    talk.push(*talk.append(1, 50))
+    replica = talk.server.copy()
+    talk.push(*talk.append(51, 200))
+    talk.take()
+    talk.server = replica
+    talk.append(301, 460)
+    with patch("aiopubsub.trail.LARGEST_PAGE", 20):
+        talk.ask()
+        talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.ROLLED_BACK, 0, 150)
+    assert rest == uids(301, 460)
+
+
+def test_a_message_without_a_place() -> None:
+    """It is handed over where it came, also while the history is read: nobody would read it again."""
+    talk = live()
+    plain = Message[object](b"x", b"x", ORIGIN, {})
+    one, two, three = talk.append(1, 3)
+    talk.push(one, plain, two)
+    talk.push(plain)
+    talk.trail.push([plain])
+    assert len(talk.box.staged) == 1
+    talk.box.settle()
+    items = [talk.box.pop() for _ in range(5)]
+    assert [isinstance(item, KeptMessage) for item in items] == [True, False, True, False, False]
+    talk.push(*talk.append(5, 5))
+    assert talk.trail.state is Stage.READING
+    talk.push(plain, three)
+    assert talk.box.pop() is plain
+    assert talk.box.pop() is None
+
+
+def test_the_slow_look() -> None:
+    """It changes nothing while the newest entry is the position, and finds a push that was lost."""
+    talk = live(2)
+    talk.ask()
+    assert talk.trail.state is Stage.LIVE
+    talk.append(3, 4)
+    talk.ask()
+    assert talk.trail.state is Stage.READING
+    talk.read()
+    assert talk.take() == uids(3, 4)
+
+
+def test_a_look_that_comes_back_while_it_reads() -> None:
+    """It does not end the reading."""
+    talk = live(2)
+    questions = talk.trail.ask()
+    answers = [talk.server.run(question) for question in questions]
+    _, four = talk.append(3, 4)
+    talk.push(four)
+    talk.trail.answer(answers)
+    assert talk.trail.state is Stage.READING
+    talk.read()
+    assert talk.take() == uids(3, 4)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        None,
+        7,
+        [b"1-1"],
+        [[b"1-1", None]],
+        [[b"1-1", [b"a"]]],
+        [[b"1-1", [b"uid", b"u", b"after"]]],
+        [[b"1-1", [b"uid", b"u", b"data", b"x"]]],
+        [[b"1-1", [b"uid", b"a b", b"after", b"-", b"data", b"x"]]],
+        [[b"1-1", [b"uid", b"u", b"after", b"", b"data", b"x"]]],
+    ],
+)
+def test_a_stream_of_somebody_else(reply: Any) -> None:
+    """What was not written by this library is an error, not a message."""
+    talk = Talk()
+    talk.start().ask()
+    with pytest.raises(Unreadable):
+        talk.trail.answer([reply])
+
+
+def test_fields_in_another_order_and_headers() -> None:
+    """An entry has its fields by name; later versions may add some. Headers that are broken are none."""
+    talk = Talk(BEGINNING)
+    talk.start().ask()
+    entries: list[Any] = [
+        [b"1-1", [b"data", b"x", b"new", b"y", b"after", b"-", b"uid", b"a"]],
+        [b"1-2", [b"uid", b"b", b"after", b"a", b"headers", b'{"h":"v"}', b"data", b"y"]],
+        [b"1-3", [b"uid", b"c", b"after", b"b", b"headers", b"{", b"data", b"z"]],
+    ]
+    talk.trail.answer([entries, entries[-1:]])
+    talk.box.settle()
+    items = [talk.box.pop() for _ in range(3)]
+    assert [(item.payload, dict(item.headers)) for item in items if isinstance(item, KeptMessage)] == [
+        (b"x", {}),
+        (b"y", {"h": "v"}),
+        (b"z", {}),
+    ]
