@@ -426,8 +426,8 @@ class Subscriber(Generic[T]):
     def positions(self) -> dict[str, Position]:
         """Where it stands in its topics with history, by channel: the last message handed over.
 
-        Before the first one, where it begins; a topic that begins before the first message is not in
-        it. Fit to be saved, and given as `since` later.
+        Before the first one, where it begins: in a topic that was empty, a position before its first
+        message; with `"beginning"`, it is not in it yet. Fit to be saved, and given as `since` later.
         """
         positions: dict[str, Position] = {}
         for name, trail in self._trails.items():
@@ -547,22 +547,14 @@ class Subscriber(Generic[T]):
         if isinstance(item, Message):
             return self._decoded(item)
         if isinstance(item, Gap):
-            if item.reason in (GapReason.RESET, GapReason.ROLLED_BACK):
-                self._step_back(item)
+            if item.reason is GapReason.ROLLED_BACK and item.before is not None:
+                self._stands[item.channels[0]] = item.before
             return item
         if isinstance(item, SubscribeRefused) and self._link is not None:
             self._forget_refused(self._link)
         if isinstance(item, SlowConsumer):
             self._shut(Ticket(_do_nothing))
         raise item
-
-    def _step_back(self, gap: Gap) -> None:
-        """The last messages handed over are not in the history any more."""
-        (channel,) = gap.channels
-        if gap.reason is GapReason.ROLLED_BACK and gap.before is not None:
-            self._stands[channel] = gap.before
-        else:
-            self._stands.pop(channel, None)
 
     def _decoded(self, message: Message[object]) -> Message[T] | Undecodable:
         topic = cast("Subscribable[T]", message.topic)

@@ -34,7 +34,7 @@ from typing import Any, cast
 
 from .dialogue import Command
 from .frame import NO_HEADERS, is_uid, unpack_headers
-from .keys import history_key
+from .keys import history_key, mark_of
 from .mailbox import MESSAGE_OVERHEAD_BYTES, Mailbox
 from .message import Gap, GapReason, KeptMessage, Message, Origin, position_at
 from .position import Position
@@ -94,7 +94,7 @@ class Trail:
     Attributes:
         state: Where it stands.
         is_joined: Whether it was answered once: from then on nothing is lost.
-        start: Where it began; `None` before a first message.
+        start: Where it began; `None` while that is not known: before the answer, and at the beginning.
     """
 
     def __init__(
@@ -124,7 +124,8 @@ class Trail:
         self.start: Position | None = None
         if isinstance(since, Position):
             self.start = since
-            self._move(since.id.encode(), since.uid.encode())
+            if since.epoch:  # else there was no history yet
+                self._move(since.id.encode(), since.uid.encode())
 
     @property
     def position(self) -> Position | None:
@@ -208,7 +209,7 @@ class Trail:
                 self._move(newest.id, newest.uid)
             self._is_whole = True
             self._taken_at = self._clock()
-            self.start = self.position
+            self.start = self.position or Position(0, 0, mark_of(self.topic.key), _BEFORE_FIRST.decode())
             self.state = Stage.LIVE
         elif ask is _Ask.AUDIT:
             if newest is not None and (newest.id, newest.uid) != (self._id, self._uid):

@@ -162,7 +162,7 @@ async def test_no_more_than_the_size_is_kept_for_long(
 
 async def test_an_idle_history_ends(client: ps.Client, name: str, admin: Admin) -> None:
     """After its `ttl` it is gone, and the next publish begins another; whoever was there gets no gap."""
-    topic = ps.Topic(name, history=ps.History(ttl=0.05))
+    topic = ps.Topic(name, history=ps.History(ttl=1.0))
     pub = ps.Publisher(client)
     async with ps.Subscriber(client, topic) as sub:
         first = await pub.publish(topic, b"0")
@@ -206,6 +206,20 @@ async def test_from_the_beginning(client: ps.Client, topic: ps.Topic[bytes]) -> 
         await pub.publish_many(topic, payloads(600, 900))
         assert numbers(await take(sub, 900)) == list(range(900))
         await nothing_more(sub)
+
+
+async def test_positions_of_a_topic_that_is_empty(client: ps.Client, topic: ps.Topic[bytes]) -> None:
+    """Saved before the first message, they lead to it."""
+    pub = ps.Publisher(client)
+    async with ps.Subscriber(client, topic) as sub:
+        saved = sub.positions
+    async with ps.Subscriber(client, topic, since=saved) as sub:
+        assert sub.positions == saved
+    await pub.publish_many(topic, payloads(0, 5))
+    texts = {channel: str(position) for channel, position in saved.items()}
+    async with ps.Subscriber(client, topic, since=texts) as sub:
+        assert numbers(await take(sub, 5)) == list(range(5))
+        assert sub.stats.gaps == 0
 
 
 async def test_from_the_beginning_of_nothing(client: ps.Client, topic: ps.Topic[bytes]) -> None:
@@ -416,16 +430,20 @@ async def test_a_history_that_is_another(client: ps.Client, topic: ps.Topic[byte
 
 
 async def test_a_history_that_is_gone(client: ps.Client, topic: ps.Topic[bytes], admin: Admin) -> None:
-    """Deleted and nothing new: a reset at once, and the next message follows on it."""
+    """Deleted and nothing new: a reset at once, the next message follows on it."""
     pub = ps.Publisher(client)
     receipts = await pub.publish_many(topic, payloads(0, 5))
     await admin.delete(history_key(topic.key))
     async with ps.Subscriber(client, topic, since=receipts[-1].position) as sub:
         [gap] = await events(sub, 1)
         assert gap.reason is ps.GapReason.RESET
-        assert sub.positions == {}
+        saved = sub.positions
         await pub.publish(topic, b"5")
         assert numbers(await take(sub, 1)) == [5]
+    async with ps.Subscriber(client, topic, since=saved) as sub:  # what came since is not lost
+        gap, message = await events(sub, 2)
+        assert gap.reason is ps.GapReason.RESET
+        assert message.data == b"5"
 
 
 async def test_a_history_that_is_deleted_under_a_live_subscriber(

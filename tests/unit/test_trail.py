@@ -556,6 +556,7 @@ def test_from_now_on_in_a_topic_that_is_empty() -> None:
     """There is no position yet; the first message is handed over, also if its push is lost."""
     talk = live()
     assert talk.trail.position is None
+    assert talk.trail.start == Position(0, 0, MARK, "-")
     talk.append(1, 1)
     talk.push(*talk.append(2, 2))
     assert talk.trail.state is Stage.READING
@@ -586,6 +587,22 @@ def test_from_a_position() -> None:
     assert talk.start().position == talk.trail.start == talk.position(10)
     talk.read()
     assert talk.take() == uids(11, 50)
+
+
+def test_from_a_position_before_the_first_message() -> None:
+    """Nothing was there when it was saved: all that came since is for it, or reported."""
+    talk = Talk(Position(0, 0, MARK, "-"))
+    talk.start()
+    talk.read()
+    assert (talk.trail.state, talk.trail.position, talk.take()) == (Stage.LIVE, None, [])
+    talk.trail.off()
+    talk.append(1, 9)
+    talk.server.trim(2)
+    talk.trail.on()
+    talk.read()
+    gap, *rest = talk.take()
+    assert told(gap) == (GapReason.TRIMMED, 7, 0)
+    assert rest == uids(8, 9)
 
 
 def test_a_push_that_was_taken_is_dropped() -> None:
