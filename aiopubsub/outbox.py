@@ -133,10 +133,12 @@ class Call:
 
     def take_back(self) -> None:
         """Let those who still wait stand at the head of the line again: a message has a name, so it is
-        stored once however often it is sent."""
+        stored once however often it is sent. From a line that was closed meanwhile nothing is sent."""
         for append in reversed(self.appends):
-            if not append.promise.done():
-                append.was_sent = True
+            append.was_sent = True
+            if self.line.closed_by is not None:
+                _fail(append, Unconfirmed(append.channel.decode(), "it was closed before the server answered"))
+            elif not append.promise.done():
                 self.line.waiting.appendleft(append)
 
 

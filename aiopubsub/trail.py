@@ -235,7 +235,6 @@ class Trail:
             if not self._has_expired():
                 self._report(GapReason.RESET, message, missed=None)
             self._move(b"%d-0" % _split(message.id)[0], _BEFORE_FIRST)
-            self._is_whole = True
             self._take([message])
         else:
             self.state = Stage.READING
