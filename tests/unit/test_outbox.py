@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from aiopubsub import History
 from aiopubsub.append import CALL_BYTES, CALL_ENTRIES, LOAD, SHA, Append, Entry
 from aiopubsub.dialogue import OutOfStep
 from aiopubsub.errors import Closed, ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
 from aiopubsub.keys import history_key
+from aiopubsub.memory_streams import MemoryStreams
 from aiopubsub.outbox import WRITE_BYTES, Batch, Line, Outbox
 
 
@@ -899,3 +900,166 @@ class OutboxModel(RuleBasedStateMachine):
 
 TestOutboxModel = OutboxModel.TestCase
 TestOutboxModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class AppendModel(RuleBasedStateMachine):
+    """Each message of a history is stored at most once and in order, and its caller is told the truth.
+
+    The server runs the commands of its connection one by one, and answers; connections break at any time,
+    with commands that it has not seen and answers that do not arrive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox(Push)
+        self.lines = [self.outbox.open_line(window) for window in (1, 4, 100)]
+        self.streams = MemoryStreams(lambda: 5.0)
+        self.has_script = True
+        self.is_live = False
+        self.now = 0.0
+        self.numbers = 0
+        self.appends: list[tuple[int, Append]] = []  # with the line
+        self.unseen: deque[tuple[bytes, ...]] = deque()
+        self.answers: deque[Any] = deque()
+        self.published: list[bytes] = []
+        self.left: set[bytes] = set()  # uids that were written at least once
+        self.plain: list[Promise] = []
+
+    @rule(which=st.integers(0, 2), count=st.integers(1, 5), channel=st.sampled_from([b"a", b"b"]))
+    def append(self, which: int, count: int, channel: bytes) -> None:
+        uids = [b"%d.%d" % (which, n) for n in range(self.numbers, self.numbers + count)]
+        self.numbers += count
+        line = self.lines[which]
+        if line.closed_by is None:
+            self.appends.append((which, append(line, *uids, deadline=self.now + 3 + which, channel=channel)))
+
+    @rule(which=st.integers(0, 2))
+    def publish(self, which: int) -> None:
+        if self.lines[which].closed_by is None:
+            self.plain.append(publish(self.outbox, self.lines[which]))
+
+    @precondition(lambda self: not self.is_live)
+    @rule()
+    def begin(self) -> None:
+        self.outbox.begin()
+        self.is_live = True
+
+    @rule()
+    def write(self) -> None:
+        commands = self.outbox.commands()
+        assert self.is_live or not commands
+        self.unseen.extend(commands)
+        for command in commands:
+            if command[0] == b"EVALSHA":
+                self.left.update(uids_of(command))
+        assert all(line.in_flight <= max(5, line.max_in_flight) for line in self.lines)
+
+    @precondition(lambda self: self.unseen)
+    @rule(count=st.integers(1, 4))
+    def run_commands(self, count: int) -> None:
+        while self.unseen and count:
+            count -= 1
+            self.answers.append(self.run_one(self.unseen.popleft()))
+
+    def run_one(self, command: tuple[bytes, ...]) -> Any:
+        verb, *args = command
+        if verb == b"SCRIPT":
+            self.has_script = True
+            return SHA
+        if verb == b"PUBLISH":
+            return 1
+        if verb == b"PING":
+            return b"PONG"
+        if not self.has_script:
+            return ErrorReply("NOSCRIPT No matching script.")
+        return self.streams.append(lambda *_: 3, *args)
+
+    @precondition(lambda self: self.answers)
+    @rule(count=st.integers(1, 4))
+    def receive(self, count: int) -> None:
+        backlog = deque(self.answers.popleft() for _ in range(min(count, len(self.answers))))
+        try:
+            self.outbox.receive(backlog)
+        except OutOfStep as error:
+            assert "lost the script" in str(error)
+            self.cut()
+
+    @precondition(lambda self: self.is_live)
+    @rule()
+    def cut(self) -> None:
+        self.outbox.end()
+        self.is_live = False
+        self.unseen.clear()
+        self.answers.clear()
+
+    @rule()
+    def flush_scripts(self) -> None:
+        self.has_script = False
+
+    @precondition(lambda self: self.appends)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        _, request = data.draw(st.sampled_from(self.appends))
+        if not request.promise.done():
+            request.promise.cancel()  # type: ignore[attr-defined]
+
+    @rule(seconds=st.integers(1, 3))
+    def time_goes_on(self, seconds: int) -> None:
+        self.now += seconds
+        assert self.outbox.expire(self.now) > self.now
+
+    @rule(which=st.integers(0, 2))
+    def close_a_line(self, which: int) -> None:
+        if self.numbers > 25:
+            self.outbox.close_line(self.lines[which], Closed("Publisher"))
+
+    @invariant()
+    def everybody_was_told_the_truth(self) -> None:
+        stored = self.stored()
+        for _, request in self.appends:
+            if not request.promise.done() or request.promise.outcome == "cancelled":  # type: ignore[attr-defined]
+                continue
+            uids = [entry.uid for entry in request.entries]
+            if request.error is None:
+                assert [stored[uid] for uid in uids] == [name for name, _ in request.results]
+                assert {receivers for _, receivers in request.results} <= {3, -1}
+            elif type(request.error) is Unconfirmed:
+                assert self.left.issuperset(uids)
+            else:
+                assert type(request.error) in (NotSent, Closed)
+                assert not self.left.intersection(uids), "safe to publish again, and it is not"
+
+    def stored(self) -> dict[bytes, bytes]:
+        """Ids by uid; each once, and those of one line in the order of the calls."""
+        found: dict[bytes, bytes] = {}
+        for channel in (b"a", b"b"):
+            entries: Any = self.streams.range(history_key(channel), b"-", b"+")
+            uids = [fields[1] for _, fields in entries]
+            assert len(set(uids)) == len(uids), "stored twice"
+            for which in range(3):
+                ours = [int(uid[2:]) for uid in uids if uid.startswith(b"%d." % which)]
+                assert ours == sorted(ours), "out of order"
+            found |= {uid: name for uid, (name, _) in zip(uids, entries, strict=True)}
+        return found
+
+    def teardown(self) -> None:
+        """With a connection that lasts everybody gets an answer; then nothing is left over."""
+        if not self.is_live:
+            self.begin()
+        for _ in range(200):
+            self.write()
+            self.run_commands(1000)
+            if not self.answers:
+                break
+            self.receive(1000)
+            if not self.is_live:
+                self.begin()
+        assert all(request.promise.done() for _, request in self.appends)
+        assert all(promise.is_done for promise in self.plain)
+        assert (self.outbox.in_flight, self.outbox.waiting) == (0, 0)
+        assert all(line.in_flight == 0 for line in self.lines if line.closed_by is None)
+        self.everybody_was_told_the_truth()
+
+
+TestAppendModel = AppendModel.TestCase
+TestAppendModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

@@ -176,6 +176,7 @@ class TrailModel(RuleBasedStateMachine):
         self.is_expiry_due = False
         self.may_have_expired = False
         self.was_broken_at = 0.0
+        self.taken_at = self.now
         for _ in range(stored):
             self.server.append(next(self.uids))
         start: Since = BEGINNING if since == "beginning" else None
@@ -214,9 +215,11 @@ class TrailModel(RuleBasedStateMachine):
     def note_message(self, message: KeptMessage[object]) -> None:
         assert message.uid not in self.have, f"{message.uid} handed over twice"
         if message.after == START and self.list + [self.base] != [START]:
-            if self.is_expiry_due or self.may_have_expired:
+            is_idle = self.now - self.taken_at >= 0.9 * TTL  # deleted or expired: nobody can tell
+            if self.is_expiry_due or self.may_have_expired or is_idle:
                 self.list, self.base, self.have = [], START, set()
             self.is_expiry_due = self.may_have_expired = False
+        self.taken_at = self.now
         self.have.add(message.uid)
         if self.base is None and not self.list:
             self.base = message.after
@@ -323,6 +326,7 @@ class TrailModel(RuleBasedStateMachine):
     def note_start(self, reply: tuple[Any, Look]) -> None:
         if self.is_from_now:
             self.is_from_now = False
+            self.taken_at = self.now
             entries, look = reply
             self.base = entries[0][1][1] if entries else START
             self.have = set(look.log.values())
