@@ -211,7 +211,9 @@ class Mailbox:
     def stage(self, messages: Sequence[Message[object]]) -> int:
         """Stage as many of these messages, from the first, as there is room for; how many that were."""
         count = min(len(messages), self.room)
-        size = self._bytes + sum(map(len, map(_payload, self.staged))) + sum(map(len, map(_payload, messages)))
+        size = (
+            self._bytes + sum(map(len, map(_payload, self.staged))) + sum(map(len, map(_payload, messages)))
+        )
         size += (len(self.staged) + len(messages)) * MESSAGE_OVERHEAD_BYTES
         if count < len(messages) or size > self.buffer_bytes:
             count = self._fitting(messages[:count])

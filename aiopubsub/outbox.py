@@ -137,7 +137,9 @@ class Call:
         for append in reversed(self.appends):
             append.was_sent = True
             if self.line.closed_by is not None:
-                _fail(append, Unconfirmed(append.channel.decode(), "it was closed before the server answered"))
+                _fail(
+                    append, Unconfirmed(append.channel.decode(), "it was closed before the server answered")
+                )
             elif not append.promise.done():
                 self.line.waiting.appendleft(append)
 
@@ -308,7 +310,7 @@ class Outbox:
         answers before it were the right ones."""
         self._pings += 1
 
-    def receive(self, backlog: deque[Any]) -> bool:  # noqa: PLR0912  # one loop, no call for each answer
+    def receive(self, backlog: deque[Any]) -> bool:  # one loop, no call for each answer
         """Deal with all that the server said; so there is never more to do.
 
         Raises:

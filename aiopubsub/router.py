@@ -348,7 +348,7 @@ class Router:
 
     # -- the path of a message -------------------------------------------------------------------
 
-    def _receive(self, backlog: deque[Any]) -> None:  # noqa: PLR0912  # one loop, see below
+    def _receive(self, backlog: deque[Any]) -> None:  # noqa: C901, PLR0912, PLR0915  # one loop, see below
         """Stage messages, up to the next reply; or deal with that, if it is first.
 
         One loop, without a call for each message that could be spared: it is what receiving costs.

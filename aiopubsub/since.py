@@ -7,7 +7,7 @@ history (the trail). A subscriber calls.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal, TypeAlias, cast
+from typing import Literal, TypeAlias
 
 from .keys import mark_of
 from .position import Position
@@ -20,7 +20,7 @@ BEGINNING: Literal["beginning"] = "beginning"
 Since: TypeAlias = Position | Literal["beginning"] | None
 """Where to begin in one history: after a position, with the first message that is kept, or now."""
 
-SinceLike: TypeAlias = Position | str | None | Mapping[str, Position | str | None]
+SinceLike: TypeAlias = Position | str | Mapping[str, Position | str | None] | None
 """The same as users say it: also a position's text, also for each channel."""
 
 
@@ -36,10 +36,9 @@ def start_of_each(since: SinceLike, topics: Iterable[Subscribable[object]]) -> d
     if since is None:
         return dict.fromkeys(kept)
     if isinstance(since, Mapping):
-        told = cast("Mapping[str, Position | str | None]", since)
-        for channel in told:
+        for channel in since:
             _check_kept(channel, kept)
-        return {name: _start(told.get(name), topic) for name, topic in kept.items()}
+        return {name: _start(since.get(name), topic) for name, topic in kept.items()}
     for topic in topics:
         _check_kept(topic.name, kept)
     return {name: _start(since, topic) for name, topic in kept.items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -253,7 +253,7 @@ async def test_from_a_position(client: ps.Client, topic: ps.Topic[bytes], how: s
 
 
 async def test_each_topic_from_its_own_position(client: ps.Client, topic: ps.Topic[bytes]) -> None:
-    """A mapping says it for each; those that it does not name begin now, as does a topic without history."""
+    """A mapping says it for each; those that it does not name begin now, as plain ones do."""
     pub = ps.Publisher(client)
     other = ps.Topic(topic.name + " other", history=ps.History())
     third = ps.Topic(topic.name + " third", history=ps.History())
@@ -491,6 +491,21 @@ async def test_a_name_goes_on_where_it_was(client: ps.Client, topic: ps.Topic[by
         assert numbers(await take(sub, 3)) == [3, 4, 5]
     async with ps.Subscriber(client, topic, since="beginning", name="other") as sub:
         assert numbers(await take(sub, 1)) == [0]
+
+
+@pytest.mark.parametrize("stored", [0, 3])
+async def test_a_name_that_has_done_nothing_yet(
+    client: ps.Client, topic: ps.Topic[bytes], stored: int
+) -> None:
+    """It began now; what came before its first message was done is there when it comes back."""
+    pub = ps.Publisher(client)
+    await pub.publish_many(topic, payloads(100, 100 + stored))
+    async with ps.Subscriber(client, topic, name="worker"):
+        await pub.publish(topic, b"0")
+    await pub.publish_many(topic, payloads(1, 4))
+    async with ps.Subscriber(client, topic, name="worker") as sub:
+        assert numbers(await take(sub, 4)) == list(range(4))
+        assert sub.stats.gaps == 0
 
 
 async def test_a_name_that_has_done_all(client: ps.Client, topic: ps.Topic[bytes]) -> None:
@@ -803,9 +818,7 @@ async def test_subscribe_checks_since_as_well(client: ps.Client) -> None:
         assert later.topics == ()
 
 
-async def test_a_stream_of_somebody_else(
-    real_place: Place, name: str
-) -> None:
+async def test_a_stream_of_somebody_else(real_place: Place, name: str) -> None:
     """What is not a stream, or holds other entries, is refused in the server's words or ours."""
     topic = ps.Topic(name, history=ps.History())
     key = history_key(topic.key)

@@ -94,7 +94,9 @@ def test_a_place_is_whole_or_it_is_no_frame(
     unframed = unframe(b"%b1 %b %b %b %b\n%b" % (MAGIC, name, uid, after, packed, payload))
     if unframed is not None and unframed[2] is not None:
         its_name, its_uid, its_after = unframed[2]
-        assert position_at(its_name, its_uid, "c") == Position.parse(str(position_at(its_name, its_uid, "c")))
+        assert position_at(its_name, its_uid, "c") == Position.parse(
+            str(position_at(its_name, its_uid, "c"))
+        )
         assert its_uid != b"-"
         assert is_uid(its_after)
 

@@ -15,7 +15,9 @@ channels = st.one_of(
     st.text(min_size=1),
     st.text("{}a:", min_size=1, max_size=12),  # braces in odd places
     st.text("{}", min_size=1, max_size=6),
-    st.sampled_from(["{a}", "a", "{a}:history:x", "history", "aiopubsub:{a}:history", "{}{a}", "{a}b", "0", "1"]),
+    st.sampled_from(
+        ["{a}", "a", "{a}:history:x", "history", "aiopubsub:{a}:history", "{}{a}", "{a}b", "0", "1"]
+    ),
 ).map(lambda text: text.encode("utf-8", "replace"))
 cursors = st.text(CURSORS, min_size=1, max_size=128)
 

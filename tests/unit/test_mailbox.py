@@ -239,7 +239,7 @@ class MailboxModel(RuleBasedStateMachine):
         self.regain_connection()
 
     @rule()
-    def put(self) -> None:
+    def put_an_error(self) -> None:
         error = PubSubError(len(self.made))
         self.mailbox.put(error)
         if not self.is_ended:

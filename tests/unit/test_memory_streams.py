@@ -25,9 +25,7 @@ class Streams:
 
     def append(self, *uids: bytes, size: int = 100, ttl: bytes = b"", since: bytes = b"") -> Any:
         entries = [part for uid in uids for part in (uid, b"{}", b"d" + uid)]
-        return self.streams.append(
-            self.publish, SHA, b"1", b"k", b"c", b"%d" % size, ttl, since, *entries
-        )
+        return self.streams.append(self.publish, SHA, b"1", b"k", b"c", b"%d" % size, ttl, since, *entries)
 
     def ids(self, first: bytes = b"-", last: bytes = b"+", *options: bytes) -> list[bytes]:
         entries: Any = self.streams.range(b"k", first, last, *options)
@@ -52,9 +50,7 @@ def test_appending() -> None:
 def test_headers() -> None:
     """They are a field of their own, where there are some."""
     streams = Streams()
-    streams.streams.append(
-        streams.publish, SHA, b"1", b"k", b"c", b"9", b"", b"", b"a", b'{"h":"v"}', b"x"
-    )
+    streams.streams.append(streams.publish, SHA, b"1", b"k", b"c", b"9", b"", b"", b"a", b'{"h":"v"}', b"x")
     [entry] = streams.streams.reverse_range(b"k", b"+", b"-")  # type: ignore[misc]
     assert entry == [b"1000-1", [b"uid", b"a", b"after", b"-", b"headers", b'{"h":"v"}', b"data", b"x"]]
     assert streams.published == [(b"c", b'\xff\xaeps1 1000-1 a - {"h":"v"}\nx')]

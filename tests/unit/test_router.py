@@ -1100,7 +1100,9 @@ def test_with_and_without_history_on_one_channel() -> None:
     talk.publish("c", 3)
     talk.deliver()
     assert got(plain) == u(1, 3)
-    items = [[item for item in iter(box.pop, None) if isinstance(item, KeptMessage)] for box in (one, other)]
+    items = [
+        [item for item in iter(box.pop, None) if isinstance(item, KeptMessage)] for box in (one, other)
+    ]
     assert [[item.payload for item in each] for each in items] == [u(1, 3)] * 2
     assert all(a is b for a, b in zip(*items, strict=True))
 

@@ -1,4 +1,4 @@
-"""Following a history against a model of the server: what was handed over and reported is what there was."""
+"""Following a history, against a model of the server: what is handed over and told is what there was."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ class TrailModel(RuleBasedStateMachine):
 
     def note_message(self, message: KeptMessage[object]) -> None:
         assert message.uid not in self.have, f"{message.uid} handed over twice"
-        if message.after == START and self.list + [self.base] != [START]:
+        if message.after == START and [*self.list, self.base] != [START]:
             is_idle = self.now - self.taken_at >= 0.9 * TTL  # deleted or expired: nobody can tell
             if self.is_expiry_due or self.may_have_expired or is_idle:
                 self.list, self.base, self.have = [], START, set()
@@ -867,7 +867,7 @@ def test_nothing_of_the_old_history_is_withdrawn_from_the_new_one() -> None:
 
 @pytest.mark.parametrize("is_looked_at", [False, True])
 def test_an_idle_history_may_expire(is_looked_at: bool) -> None:
-    """Whoever had everything gets no gap when the next one begins, whether it has looked meanwhile or not."""
+    """Whoever had everything gets no gap when the next one begins, looked at meanwhile or not."""
     talk = live()
     talk.push(*talk.append(1, 3))
     for _ in range(2):
@@ -894,7 +894,7 @@ def test_an_expired_history_is_a_reset_to_whoever_comes_back() -> None:
 
 @pytest.mark.parametrize("appended", [0, 1, 2, 3, 7])
 def test_rolled_back(appended: int) -> None:
-    """A replica that lagged by three is promoted, and has had some new ones: exactly three are withdrawn."""
+    """A replica that lagged by three is promoted, and has had some new ones: three are withdrawn."""
     talk = live()
     talk.push(*talk.append(1, 4))
     replica = talk.server.copy()
@@ -934,7 +934,7 @@ def test_rolled_back_without_a_break() -> None:
 
 
 def test_promoted_there_and_back() -> None:
-    """A-B-A: what was withdrawn and is there again is handed over again, and the number is exact each time."""
+    """A-B-A: what was withdrawn and is there again is handed over again, the number exact each time."""
     talk = live()
     talk.push(*talk.append(1, 3))
     a, b = talk.server, talk.server.copy()
@@ -968,6 +968,26 @@ def test_rolled_back_in_front_of_where_it_began() -> None:
     assert [six, seven] == uids(6, 7)
     assert told(gap) == (GapReason.ROLLED_BACK, None, 2)
     assert rest == uids(12, 15)  # behind where it began all is new; 11 is missing, or an old one
+
+
+def test_rolled_back_twice_and_then_in_front_of_where_it_began() -> None:
+    """What is left after the first time still counts."""
+    talk = Talk()
+    talk.append(1, 3)
+    oldest = talk.server.copy()
+    talk.append(4, 5)
+    talk.start()
+    talk.read()
+    talk.push(*talk.append(6, 7))
+    older = talk.server.copy()
+    talk.push(*talk.append(8, 9))
+    for server, first in ((older, 11), (oldest, 21)):
+        talk.server = server
+        talk.append(first, first + 8)
+        talk.ask()
+        talk.read()
+    gaps = [told(item) for item in talk.take() if isinstance(item, Gap)]
+    assert gaps == [(GapReason.ROLLED_BACK, 0, 2), (GapReason.ROLLED_BACK, None, 2 + 9)]
 
 
 def test_rolled_back_in_front_of_a_saved_position() -> None:
