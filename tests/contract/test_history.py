@@ -434,6 +434,7 @@ async def test_a_history_that_is_gone(client: ps.Client, topic: ps.Topic[bytes],
     pub = ps.Publisher(client)
     receipts = await pub.publish_many(topic, payloads(0, 5))
     await admin.delete(history_key(topic.key))
+    await asyncio.sleep(0.002)  # the epoch is in milliseconds
     async with ps.Subscriber(client, topic, since=receipts[-1].position) as sub:
         [gap] = await events(sub, 1)
         assert gap.reason is ps.GapReason.RESET
