@@ -1,6 +1,6 @@
 """Publish and subscribe through Redis and Valkey from asyncio, without losing messages in silence."""
 
-from .client import Client, ClientStats, LinkStats
+from .client import Client
 from .errors import (
     Closed,
     ConnectFailed,
@@ -19,7 +19,8 @@ from .link import Backoff
 from .message import Gap, GapReason, Message, Receipt, Undecodable
 from .position import Position
 from .publisher import Publisher
-from .subscriber import Events, Subscriber, SubscriberStats
+from .stats import ClientStats, LinkStats, SubscriberStats
+from .subscriber import Events, Subscriber
 from .topic import JSON, History, Pattern, Subscribable, Topic
 
 __all__ = [

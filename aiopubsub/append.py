@@ -179,6 +179,7 @@ def unpack(reply: Any, count: int) -> list[tuple[bytes, int]]:
         raise OutOfStep(f"the ids of {count} messages were due, not {type(reply).__name__}")
     items = cast("list[object]", reply)
     ids, receivers = items[::2], items[1::2]
-    if len(items) != 2 * count or {*map(type, ids), *map(type, receivers)} != {bytes, int}:
+    are_right = set(map(type, ids)) == {bytes} and set(map(type, receivers)) == {int}
+    if len(items) != 2 * count or not are_right:
         raise OutOfStep(f"the ids of {count} messages were due, not this list of {len(items)}")
     return cast("list[tuple[bytes, int]]", list(zip(ids, receivers, strict=True)))

@@ -6,7 +6,6 @@ here: publishing and subscribing. Roles take a client, or make one of their own 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -17,48 +16,15 @@ from .deployment import Deployment, SingleServer
 from .errors import Closed
 from .link import Backoff
 from .memory import MemoryOpener
+from .stats import ClientStats, LinkStats
 from .wire import RedisOpener, WireOpener
 
-__all__ = ["Client", "ClientStats", "LinkStats", "Source"]
+__all__ = ["Client", "Source"]
 
 Source: TypeAlias = str | aioredis.Redis
 """A URL, or a `redis.asyncio.Redis` whose settings are copied."""
 
 _SCHEMES = ("redis", "rediss", "unix", "memory")
-
-
-@dataclass(frozen=True, slots=True)
-class LinkStats:
-    """One connection of a client.
-
-    Attributes:
-        state: `"idle"` (not needed yet), `"connecting"`, `"live"`, `"waiting"` (to try again) or
-            `"closed"`.
-        reconnects: How often it was opened again after it had been lost.
-        heard_s_ago: Seconds since the server last said anything; `None` before the first time.
-        error: Why the last connection was lost or could not be opened; `None` while all is well.
-    """
-
-    state: str
-    reconnects: int
-    heard_s_ago: float | None
-    error: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class ClientStats:
-    """A look at a client, for readiness probes and metrics.
-
-    Attributes:
-        links: Its connections by role: `"commands"`, `"listens"`, and one for each subscriber
-            with `overflow="block"`.
-        in_flight: Publishes that were sent and not answered yet.
-        waiting: Publishes that were not sent yet.
-    """
-
-    links: dict[str, LinkStats]
-    in_flight: int
-    waiting: int
 
 
 class Client:

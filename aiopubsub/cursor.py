@@ -120,8 +120,17 @@ class Cursor:
         channel = handed.channel
         open_ones = (other.before for other in self._handed.values() if other.channel == channel)
         position = next(open_ones, self._stands.get(channel))
-        if position is None:
-            return
+        if position is not None:
+            await self._save(channel, position)
+
+    async def begin(self, channel: str, position: Position) -> None:
+        """The subscriber begins here, unless it went on from somewhere: kept as if all before it were
+        done, so that a process that ends before its first message comes back to it."""
+        if channel not in self._stands:
+            self._stands[channel] = position
+            await self._save(channel, position)
+
+    async def _save(self, channel: str, position: Position) -> None:
         self._later.pop(channel, None)
         if self._line.waiting:  # there is no connection
             self._later[channel] = position

@@ -37,10 +37,9 @@ NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 VERSION = MAGIC + b"1"
 """The first part of a frame's header, up to a space."""
 
-_NOWHERE = [VERSION, b"-", b"-", b"-"]
 _LONGEST_HEADER_BYTES = 65_536  # a bound on what a stranger can make us parse
 LONGEST_HEADERS_BYTES = _LONGEST_HEADER_BYTES - 1024  # of the line: id, uid and after take the rest
-_LONGEST_ID = 41  # two numbers of 64 bits
+_LONGEST_NUMBER = 19  # digits: whatever they are, they fit into 64 bits
 _LONGEST_UID = 256
 _PRINTABLE = bytes(range(0x21, 0x7F))
 
@@ -86,24 +85,26 @@ def pack_headers(headers: Mapping[str, str] | None) -> bytes:
 def unframe(framed: bytes) -> tuple[bytes, Mapping[str, str], Place | None] | None:
     """The payload, the headers and the place of what begins with the magic.
 
-    `None` for bytes that only look like a frame: they are to be delivered as they came. A place is
-    not checked, because most are compared and no more; see `KeptMessage.is_sound`.
+    `None` for bytes that only look like a frame: they are to be delivered as they came.
     """
     line, newline, payload = framed.partition(b"\n")
     parts = line.split(b" ", 4)
     if len(parts) != 5 or parts[0] != VERSION or not newline or len(line) > _LONGEST_HEADER_BYTES:
         return None
-    packed = parts.pop()
-    headers = NO_HEADERS if packed == b"{}" else unpack_headers(packed)
+    headers = unpack_headers(parts.pop())
     if headers is None:
         return None
-    if parts[1] != b"-":
-        return payload, headers, b" ".join(parts)
-    return (payload, headers, None) if parts == _NOWHERE else None
+    _, name, uid, after = parts
+    if name == uid == after == b"-":
+        return payload, headers, None
+    is_sound = is_id(name) and is_uid(uid) and is_uid(after) and uid != b"-"
+    return (payload, headers, b" ".join(parts)) if is_sound else None
 
 
 def unpack_headers(packed: bytes) -> Mapping[str, str] | None:
     """The headers as they stand in a frame; `None` for what cannot be read."""
+    if packed == b"{}":
+        return NO_HEADERS
     try:
         headers: Any = json.loads(packed.decode("ascii"))
     except (ValueError, RecursionError):
@@ -117,7 +118,7 @@ def unpack_headers(packed: bytes) -> Mapping[str, str] | None:
 def is_id(name: bytes) -> bool:
     """Whether it is the id of a stream's entry: two numbers with a dash between."""
     epoch, _, offset = name.partition(b"-")
-    return epoch.isdigit() and offset.isdigit() and len(name) <= _LONGEST_ID
+    return epoch.isdigit() and offset.isdigit() and len(epoch) <= _LONGEST_NUMBER >= len(offset)
 
 
 def is_uid(uid: bytes) -> bool:

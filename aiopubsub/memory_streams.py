@@ -16,7 +16,7 @@ from .errors import ErrorReply
 
 __all__ = ["MemoryStreams"]
 
-Reply: TypeAlias = "bytes | int | None | list[Reply] | ErrorReply"
+Reply: TypeAlias = "bytes | int | list[Reply] | ErrorReply | None"
 
 _Fields: TypeAlias = dict[bytes, bytes]
 _Stream: TypeAlias = dict[tuple[int, int], _Fields]

@@ -7,7 +7,7 @@ Anybody may import this file.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 from typing import Generic, TypeVar, cast
@@ -165,7 +165,8 @@ class Gap:
         ended: When the last of them was missed, or the channels were subscribed again; UTC.
         withdrawn: How many of the last messages of this topic the server has since forgotten, after
             they had been handed over; `None` where it cannot be known.
-        before: The position of the last message in front of it, on a topic with history.
+        before: The position of the last message in front of it that the history still has, on a topic
+            with history: the fork, if it was rolled back.
         after: The position of the next message, on a topic with history, if there is one.
         cause: How the connection was lost, for people; of `RECONNECTED` only, else empty.
     """
@@ -179,6 +180,7 @@ class Gap:
     before: Position | None = None
     after: Position | None = None
     cause: str = ""
+    _stood: Position | None = field(default=None, repr=False, compare=False)  # where it was found
 
 
 @dataclass(frozen=True, slots=True, repr=False)

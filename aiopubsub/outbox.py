@@ -133,10 +133,14 @@ class Call:
 
     def take_back(self) -> None:
         """Let those who still wait stand at the head of the line again: a message has a name, so it is
-        stored once however often it is sent."""
+        stored once however often it is sent. From a line that was closed meanwhile nothing is sent."""
         for append in reversed(self.appends):
-            if not append.promise.done():
-                append.was_sent = True
+            append.was_sent = True
+            if self.line.closed_by is not None:
+                _fail(
+                    append, Unconfirmed(append.channel.decode(), "it was closed before the server answered")
+                )
+            elif not append.promise.done():
                 self.line.waiting.appendleft(append)
 
 
@@ -307,7 +311,7 @@ class Outbox:
         answers before it were the right ones."""
         self._pings += 1
 
-    def receive(self, backlog: deque[Any]) -> bool:  # noqa: PLR0912  # one loop, no call for each answer
+    def receive(self, backlog: deque[Any]) -> bool:  # one loop, no call for each answer
         """Deal with all that the server said; so there is never more to do.
 
         Raises:

@@ -343,7 +343,7 @@ class Publisher:
             raise TypeError(f"topic must be a str or a Topic, not {type(topic).__name__}")
         if self._kept and topic.name in self._kept:
             raise ValueError(
-                f"{topic.name!r} is published to with a history; a message without one would be missing in it"
+                f"{topic.name!r} is published to with a history, in which a message without one is missing"
             )
         is_ready = topic.encode is None and isinstance(data, bytes)
         payload = data if is_ready else _encode(topic, data)

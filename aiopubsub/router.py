@@ -359,7 +359,7 @@ class Router:
 
     # -- the path of a message -------------------------------------------------------------------
 
-    def _receive(self, backlog: deque[Any]) -> None:  # noqa: PLR0912  # one loop, see below
+    def _receive(self, backlog: deque[Any]) -> None:  # noqa: C901, PLR0912, PLR0915  # one loop, see below
         """Stage messages, up to the next reply; or deal with that, if it is first.
 
         One loop, without a call for each message that could be spared: it is what receiving costs.
@@ -404,7 +404,7 @@ class Router:
                     # `unframe` for what is usual with a history, without a call: 0.2 µs less
                     head, end, rest = payload.partition(NONE_TOLD)
                     told = head.split(b" ", 4)
-                    if end and len(told) == 4 and told[0] == VERSION and told[1] != b"-":
+                    if end and len(told) == 4 and told[0] == VERSION and told[1].replace(b"-", b"", 1).isdigit():
                         payload, place = rest, head
                     elif (framed := unframe(payload)) is not None:
                         payload, headers, place = framed

@@ -20,7 +20,7 @@ BEGINNING: Literal["beginning"] = "beginning"
 Since: TypeAlias = Position | Literal["beginning"] | None
 """Where to begin in one history: after a position, with the first message that is kept, or now."""
 
-SinceLike: TypeAlias = Position | str | None | Mapping[str, Position | str | None]
+SinceLike: TypeAlias = Position | str | Mapping[str, Position | str | None] | None
 """The same as users say it: also a position's text, also for each channel."""
 
 

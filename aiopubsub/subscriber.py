@@ -12,7 +12,6 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
@@ -32,10 +31,11 @@ from .position import Position
 from .router import Router
 from .routes import Ticket
 from .since import Since, SinceLike, start_of_each
+from .stats import SubscriberStats
 from .topic import Pattern, Subscribable, as_subscribable
 from .trail import Trail
 
-__all__ = ["Events", "Subscriber", "SubscriberOptions", "SubscriberStats"]
+__all__ = ["Events", "Subscriber", "SubscriberOptions"]
 
 logger = logging.getLogger("aiopubsub.subscriber")
 
@@ -56,38 +56,6 @@ class SubscriberOptions(TypedDict, total=False):
     since: SinceLike
     name: str | None
     on_gap: OnGap
-
-
-@dataclass(frozen=True, slots=True)
-class SubscriberStats:
-    """A look at a subscriber, for readiness probes and metrics. All counts since it was made.
-
-    Always: `received == delivered + dropped + buffered`.
-
-    Attributes:
-        received: Messages that came for it.
-        delivered: Messages that a consumer took, undecodable ones included.
-        dropped: Messages that did not fit, each reported in a `Gap(OVERFLOW)`.
-        undecodable: Messages whose `decode` raised.
-        malformed: Messages that looked like a frame and were none; they were delivered as they came.
-        gaps: Gaps that a consumer took.
-        buffered: Messages that wait for a consumer.
-        buffered_bytes: Bytes that they take, overhead included.
-        reconnects: How often its connection was opened again.
-        heard_s_ago: Seconds since the server last said anything on its connection, answers to our own
-            questions included; `None` before the first time.
-    """
-
-    received: int
-    delivered: int
-    dropped: int
-    undecodable: int
-    malformed: int
-    gaps: int
-    buffered: int
-    buffered_bytes: int
-    reconnects: int
-    heard_s_ago: float | None
 
 
 class Subscriber(Generic[T]):
@@ -267,8 +235,9 @@ class Subscriber(Generic[T]):
         """Unsubscribe, let the consumers have what was published until now, and end the iterators.
 
         Returns when everything was handed over and a consumer has come back for more; one that works
-        on its last message is waited for. What histories hold is read to their end first. With several consumers, wait for their tasks too. Without
-        any consumer it waits for the timeout. `aclose` is still due, as always.
+        on its last message is waited for. What histories hold is read to their end first. With several
+        consumers, wait for their tasks too. Without any consumer it waits for the timeout. `aclose` is
+        still due, as always.
 
         Args:
             timeout: Seconds, > 0; `None` waits for ever.
@@ -329,7 +298,9 @@ class Subscriber(Generic[T]):
         async with self._changing:
             router = link.dialogue
             added = [topic for topic in wanted if _name(topic) not in self._topics]
-            trails = {topic: await self._trail(topic, starts) for topic in added if topic.history}
+            trails: dict[Subscribable[object], Trail] = {
+                topic: await self._trail(topic, starts) for topic in added if topic.history
+            }
             ticket, settled = self._ticket()
             try:
                 self._topics.update((_name(topic), topic) for topic in added)
@@ -345,6 +316,10 @@ class Subscriber(Generic[T]):
             if ticket.refused:
                 self._forget_refused(link)
                 raise SubscribeRefused(ticket.refused)
+            if self._cursor is not None:
+                for trail in trails.values():
+                    if trail.start is not None:
+                        await self._cursor.begin(trail.topic.name, trail.start)
 
     async def unsubscribe(self, *topics: str | Subscribable[Any]) -> None:
         """Receive some topics no more. What was published before the call is still handed over.
@@ -436,8 +411,8 @@ class Subscriber(Generic[T]):
     def positions(self) -> dict[str, Position]:
         """Where it stands in its topics with history, by channel: the last message handed over.
 
-        Before the first one, where it begins; a topic that begins before the first message is not in
-        it. Fit to be saved, and given as `since` later.
+        Before the first one, where it begins: in a topic that was empty, a position before its first
+        message; with `"beginning"`, it is not in it yet. Fit to be saved, and given as `since` later.
         """
         stands = {name: self._stand(trail) for name, trail in self._trails.items()}
         return {name: position for name, position in stands.items() if position is not None}
@@ -492,8 +467,8 @@ class Subscriber(Generic[T]):
         )
         waiting = next(in_hand, None) or self._mailbox.first_of(name)
         if isinstance(waiting, Gap):
-            return waiting.before
-        return trail.position if waiting is None else waiting.position_before
+            return waiting._stood or trail.start
+        return trail.position or trail.start if waiting is None else waiting.position_before
 
     async def _trail(self, topic: Subscribable[object], starts: Mapping[str, Since]) -> Trail:
         """The way along a topic's history, from where its cursor or the caller says."""

@@ -33,7 +33,7 @@ from typing import Any, cast
 
 from .dialogue import Command
 from .frame import NO_HEADERS, VERSION, is_uid, unpack_headers
-from .keys import history_key
+from .keys import history_key, mark_of
 from .mailbox import MESSAGE_OVERHEAD_BYTES, Mailbox
 from .message import Gap, GapReason, KeptMessage, Message, Origin, position_at
 from .position import Position
@@ -98,7 +98,7 @@ class Trail:
     Attributes:
         state: Where it stands.
         is_joined: Whether it was answered once: from then on nothing is lost.
-        start: Where it began; `None` before a first message.
+        start: Where it began; `None` while that is not known: before the answer, and at the beginning.
     """
 
     def __init__(
@@ -117,7 +117,7 @@ class Trail:
         self._origin = Origin(topic.name, topic)
         self._clock = clock
         self._on_stray = on_stray
-        self._heard_at = clock()
+        self._heard_at = self._taken_at = clock()
         self._ask = _Ask.NEWEST if since is None else _Ask.PAGE
         self._is_anywhere = since == BEGINNING  # what comes first is the beginning, wherever it stands
         self._id: bytes | None = None  # of the position; None: before the first message
@@ -130,7 +130,8 @@ class Trail:
         self.start: Position | None = None
         if isinstance(since, Position):
             self.start = since
-            self._move(since.id.encode(), since.uid.encode())
+            if since.epoch:  # else there was no history yet
+                self._move(since.id.encode(), since.uid.encode())
 
     @property
     def position(self) -> Position | None:
@@ -163,19 +164,15 @@ class Trail:
 
     def push(self, messages: Sequence[Message[object]], uids: Sequence[bytes]) -> None:
         """Messages were pushed, in this order; the uids of the first that follow on each other."""
-        if self.state is not Stage.LIVE:
-            return
         if len(uids) == len(messages):
-            first, last = (
-                cast("KeptMessage[object]", messages[0]),
-                cast("KeptMessage[object]", messages[-1]),
-            )
-            if first.after == self._uid and last.is_sound:  # then so are those that lead to it
-                self._take(messages, uids)
+            if self.state is not Stage.LIVE:
+                return
+            kept = cast("Sequence[KeptMessage[object]]", messages)
+            if kept[0].after == self._uid and kept[-1].is_sound:  # then so are those that lead to it
+                self._take(kept, uids)
                 return
         for message in messages:
-            if self.state is Stage.LIVE:
-                self._push_one(message)
+            self._push_one(message)
 
     # -- what the router asks ----------------------------------------------------------------------
 
@@ -211,7 +208,8 @@ class Trail:
             if newest is not None:
                 self._move(newest.id, newest.uid)
             self._is_whole = True
-            self.start = self.position
+            self._taken_at = self._clock()
+            self.start = self.position or Position(0, 0, mark_of(self.topic.key), _BEFORE_FIRST.decode())
             self.state = Stage.LIVE
         elif ask is _Ask.AUDIT:
             if newest is not None and (newest.id, newest.uid) != (self._id, self._uid):
@@ -228,27 +226,30 @@ class Trail:
         if not isinstance(message, KeptMessage) or not message.is_sound:
             self._on_stray()
             self.mailbox.staged.append(message)  # it has no place: delivered as it came
+        elif self.state is not Stage.LIVE:
+            pass  # one before it was not taken: both will be read
         elif message.after == self._uid:
             self._take([message], [message.uid])
         elif self._was_taken(message):
             pass  # pushed twice
         elif message.after == _BEFORE_FIRST and self._begins_anew(message):
             if not self._has_expired():
-                self._report(GapReason.RESET, message, missed=0)
+                self._report(GapReason.RESET, message, missed=None)
+            self._move(b"%d-0" % _split(message.id)[0], _BEFORE_FIRST)
             self._take([message], [message.uid])
         else:
             self.state = Stage.READING
 
     def _begins_anew(self, message: KeptMessage[object]) -> bool:
-        """Whether it is the first message of another history. We had all of the last one."""
-        return self._id is not None and _split(message.id)[0] != _split(self._id)[0]
+        """Whether it is the first message of a later history."""
+        return self._id is not None and _split(message.id)[0] > _split(self._id)[0]
 
     def _has_expired(self) -> bool:
         """Whether the topic was idle for so long that its history has just come to its end."""
         history = self.topic.history
         if history is None or history.ttl is None:
             return False
-        return self._clock() - self._heard_at >= 0.9 * history.ttl  # clocks are not the same
+        return self._clock() - self._taken_at >= 0.9 * history.ttl  # clocks are not the same
 
     def _was_taken(self, message: KeptMessage[object]) -> bool:
         if self._id is None:
@@ -290,12 +291,13 @@ class Trail:
 
     def _walk(self, page: list[KeptMessage[object]]) -> bool:
         """Take a page, with gaps in front of what does not follow; whether there was room for all."""
+        places = [message.place.split(b" ") for message in page]
         at = 0
         while at < len(page):
             end, uid = at, self._uid
             uids: list[bytes] = []
-            while end < len(page) and page[end].after == uid:
-                uid = page[end].uid
+            while end < len(page) and places[end][3] == uid:
+                uid = places[end][2]
                 uids.append(uid)
                 end += 1
             if end == at:
@@ -332,6 +334,7 @@ class Trail:
     def _search_fork(self, page: list[KeptMessage[object]]) -> None:
         """A page that goes backwards, from `_back_from` on."""
         epoch, offset = _split(self._id or b"0-0")
+        oldest = offset - len(self._recent) + 1  # that is remembered; what stands before it is not known
         lowest: KeptMessage[object] | None = None
         for message in page:
             its_epoch, its_offset = _split(message.id)
@@ -340,34 +343,49 @@ class Trail:
             if self._is_known(its_offset, message.uid):
                 self._fork_at(message.id, message.uid, offset - its_offset)
                 return
+            if its_offset < oldest:
+                if lowest is None:  # all that is remembered is gone: go on after what there is
+                    self._lose_way(message.id, message.uid, None, is_all=True)
+                    return
+                break
             lowest = message
         if lowest is None:
             return  # the whole history was replaced while we looked: read again
         low = _split(lowest.id)[1] - 1  # what an entry names in front of it can be known, too
         if self._is_known(low, lowest.after):
             self._fork_at(b"%d-%d" % (epoch, low), lowest.after, offset - low)
-        elif low < 1 or len(page) < self._count or low <= offset - len(self._recent):
-            withdrawn = len(self._recent) - 1 if self._is_whole else None
-            self._report(GapReason.ROLLED_BACK, lowest, missed=None, withdrawn=withdrawn)
-            self._move(b"%d-%d" % (epoch, low), lowest.after)
+        elif low < oldest or len(page) < self._count:
+            self._lose_way(b"%d-%d" % (epoch, low), lowest.after, lowest, is_all=low < oldest)
         else:
             self._look_back(low)
 
+    def _lose_way(
+        self, name: bytes, uid: bytes, after: KeptMessage[object] | None, *, is_all: bool
+    ) -> None:
+        """Nothing tells where the history forked; go on from here, behind which all is new.
+
+        Only if all that was ever taken has been looked at, and was not found, its number is withdrawn.
+        """
+        withdrawn = len(self._recent) - 1 if self._is_whole and is_all else None
+        self._report(GapReason.ROLLED_BACK, after, missed=None, withdrawn=withdrawn)
+        self._move(name, uid)
+
     def _fork_at(self, name: bytes, uid: bytes, withdrawn: int) -> None:
         recent, is_whole = self._recent[: len(self._recent) - withdrawn], self._is_whole
-        self._report(GapReason.ROLLED_BACK, None, missed=0, withdrawn=withdrawn)
+        stood = self.position
         self._move(name, uid)
         self._recent, self._is_whole = recent, is_whole
+        self._report(GapReason.ROLLED_BACK, None, missed=0, withdrawn=withdrawn, stood=stood)
 
     # -- the position ------------------------------------------------------------------------------
 
-    def _take(self, messages: Sequence[Message[object]], uids: Sequence[bytes]) -> bool:
+    def _take(self, messages: Sequence[KeptMessage[object]], uids: Sequence[bytes]) -> bool:
         """Stage messages that follow, with these uids; whether there was room for all."""
         count = self.mailbox.stage(messages)
         if count:
-            self._id, self._uid = cast("KeptMessage[object]", messages[count - 1]).id, uids[count - 1]
+            self._id, self._uid = messages[count - 1].id, uids[count - 1]
             self._is_anywhere = False
-            self._heard_at = self._clock()
+            self._heard_at = self._taken_at = self._clock()
             recent = self._recent
             recent.extend(uids if count == len(uids) else uids[:count])
             if len(recent) > 2 * REMEMBERED:
@@ -389,6 +407,7 @@ class Trail:
         self._recent = [uid]
 
     def _begin_anywhere(self) -> None:
+        self.start = self.position or self.start
         self._id, self._uid = None, _BEFORE_FIRST
         self._is_anywhere = True
         self._is_whole = False
@@ -406,6 +425,7 @@ class Trail:
         *,
         missed: int | None,
         withdrawn: int | None = 0,
+        stood: Position | None = None,
     ) -> None:
         now = self._clock()
         gap = Gap(
@@ -417,6 +437,7 @@ class Trail:
             withdrawn,
             self.position,
             None if message is None else message.position,
+            _stood=stood or self.position,
         )
         self.mailbox.put(gap)
 

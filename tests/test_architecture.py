@@ -19,7 +19,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file may import those above it in this table, within a layer too (docs/design.md, "The house").
 LAYERS = [
-    ["checks", "errors", "keys", "position", "topic", "since", "frame", "message", "mailbox"],
+    ["checks", "stats", "errors", "keys", "position", "topic", "since", "frame", "message", "mailbox"],
     ["dialogue", "trail", "routes", "router", "append", "outbox"],
     ["wire", "memory_streams", "memory"],
     ["session"],

@@ -15,7 +15,7 @@ import redis
 
 import aiopubsub
 from aiopubsub.append import SCRIPT
-from aiopubsub.frame import frame, unframe
+from aiopubsub.frame import VERSION, frame, unframe
 from aiopubsub.keys import cursor_key, history_key, mark_of, slot_of
 from aiopubsub.testing import Server
 
@@ -87,7 +87,7 @@ def test_vectors_with_a_place(valkey: Server) -> None:
             answer = admin.evalsha(sha, 1, key, "vectors", 10, "", "", uid, headers, payload)
             assert answer == [name, 1]
             assert pubsub.get_message(timeout=10)["data"] == published
-            assert unframe(published) == (payload, json.loads(headers), (name, uid, after))
+            assert unframe(published) == (payload, json.loads(headers), b" ".join([VERSION, name, uid, after]))
             ((stored, fields),) = admin.xrevrange(key, count=1)
             told = {b"headers": headers.encode()} if headers != "{}" else {}
             assert (stored, fields) == (name, {b"uid": uid, b"after": after, **told, b"data": payload})

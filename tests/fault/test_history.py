@@ -256,7 +256,7 @@ async def test_a_history_that_is_gone(own_valkey: Server, how: str) -> None:
     assert taker.events == [*range(10), gap, *range(10, 20)]
     assert gap.reason is ps.GapReason.RESET
     # on a connection that was there all the while nothing can be missing
-    assert gap.missed == (None if how == "restarted empty" else 0)
+    assert gap.missed is None  # the last push of the old history may be lost, too
     assert receipts[0].position is not None
     assert receipts[0].position.offset == 1
 

@@ -73,6 +73,42 @@ async def events(sub: ps.Subscriber[Order]) -> None:
                 assert_type(error, Exception)
 
 
+KEPT_ORDERS = ps.Topic(
+    "orders", encode=encode_order, decode=decode_order, history=ps.History(size=10_000, ttl=None)
+)
+
+
+async def histories(client: ps.Client, saved: str) -> None:
+    """Topics with history are used as others are; what they tell of places is typed."""
+    assert_type(KEPT_ORDERS, ps.Topic[Order])
+    assert_type(ps.Topic("raw", history=ps.History()), ps.Topic[bytes])
+    assert_type(ps.Topic.text("names", history=ps.History()), ps.Topic[str])
+    assert_type(ps.Topic.json("settings", history=ps.History()), ps.Topic[ps.JSON])
+    receipt = await ps.Publisher(client).publish(KEPT_ORDERS, Order(1), headers={"trace": "1"})
+    assert_type(receipt.position, ps.Position | None)
+    assert_type(receipt.duplicate, bool)
+    async with ps.Subscriber(client, KEPT_ORDERS, since=saved, name="worker") as sub:
+        assert_type(sub, ps.Subscriber[Order])
+        assert_type(sub.positions, dict[str, ps.Position])
+        message = await anext(sub)
+        assert_type(message.position, ps.Position | None)
+        await sub.subscribe(ORDERS, since="beginning")
+        async for event in sub.events():
+            if isinstance(event, ps.Gap):
+                assert_type(event.withdrawn, int | None)
+                assert_type(event.before, ps.Position | None)
+                assert_type(event.after, ps.Position | None)
+            elif isinstance(event, ps.Undecodable):
+                assert_type(event.position, ps.Position | None)
+    position = ps.Position.parse(saved)
+    assert_type(position, ps.Position)
+    ps.Subscriber(client, KEPT_ORDERS, since=position)
+    ps.Subscriber(client, KEPT_ORDERS, since={"orders": position, "other": "beginning", "third": None})
+    ps.Subscriber(client, KEPT_ORDERS, since=sub.positions)
+    ps.Subscriber(client, KEPT_ORDERS, since=5)  # type: ignore[call-overload]
+    ps.Pattern("orders.*", history=ps.History())  # type: ignore[call-overload]
+
+
 async def publishing(client: ps.Client) -> None:
     """What may be published follows from the topic."""
     pub = ps.Publisher(client)

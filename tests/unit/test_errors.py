@@ -14,6 +14,7 @@ from aiopubsub import errors
 from aiopubsub.errors import (
     Closed,
     ConnectFailed,
+    CursorFailed,
     EncodeFailed,
     GapError,
     MissingExtra,
@@ -46,6 +47,14 @@ CASES: list[tuple[PubSubError, dict[str, Any], str]] = [
         (
             "cannot connect to h:1: WRONGPASS "
             "(the server answered and refused; mend the settings, trying again will not help)"
+        ),
+    ),
+    (
+        CursorFailed("n", "c", "NOPERM no"),
+        {"name": "n", "channel": "c", "reason": "NOPERM no"},
+        (
+            "the cursor 'n' in 'c' failed: NOPERM no "
+            "(the user needs GET and SET on its key; a message may be repeated after a restart)"
         ),
     ),
     (

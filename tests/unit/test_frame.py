@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aiopubsub.frame import MAGIC, NO_HEADERS, frame, unframe
+from aiopubsub import Position
+from aiopubsub.frame import MAGIC, NO_HEADERS, VERSION, frame, is_uid, pack_headers, unframe
+from aiopubsub.message import position_at
 
 LIMIT = 65_536
 PREFIX = MAGIC + b"1 - - - "
@@ -26,7 +28,8 @@ payloads = st.one_of(
 @given(payloads, headers_of_any_kind)
 def test_round_trip(payload: bytes, headers: dict[str, str]) -> None:
     """Any payload with any headers of str comes back as it was."""
-    assert unframe(frame(payload, headers)) == (payload, headers)
+    received = unframe(frame(payload, headers)) if headers else (payload, {}, None)
+    assert received == (payload, headers, None)
 
 
 @given(payloads)
@@ -34,14 +37,14 @@ def test_round_trip_without_headers(payload: bytes) -> None:
     """A payload without headers is left alone, unless it could pass for a frame, and comes back."""
     framed = frame(payload, None)
     assert (framed == payload) is not payload.startswith(MAGIC)
-    received = unframe(framed) if framed.startswith(MAGIC) else (framed, NO_HEADERS)
-    assert received == (payload, {})
+    received = unframe(framed) if framed.startswith(MAGIC) else (framed, NO_HEADERS, None)
+    assert received == (payload, {}, None)
 
 
 @given(st.binary())
 def test_garbage_behind_the_magic_is_left_alone(garbage: bytes) -> None:
-    """What begins with the magic and is no frame comes back byte for byte."""
-    assert unframe(MAGIC + garbage) == (MAGIC + garbage, {})
+    """What begins with the magic and is no frame is `None`: it is to be delivered as it came."""
+    assert unframe(MAGIC + garbage) is None
 
 
 @given(
@@ -58,13 +61,72 @@ def test_garbage_behind_the_magic_is_left_alone(garbage: bytes) -> None:
 def test_unframe_never_raises(line: bytes, payload: bytes) -> None:
     """Whatever a stranger writes where headers belong, it is a frame or it is left alone."""
     whole = PREFIX + line + b"\n" + payload
-    got, headers = unframe(whole)
+    unframed = unframe(whole)
+    if unframed is None:
+        return
+    got, headers, place = unframed
+    assert place is None
     assert all(isinstance(k, str) and isinstance(v, str) for k, v in headers.items())
-    if got == whole:
-        assert headers == {}
-    else:
-        assert whole.endswith(b"\n" + got)
-        assert isinstance(json.loads(whole[len(PREFIX) : -len(got) - 1]), dict)
+    assert whole.endswith(b"\n" + got)
+    assert isinstance(json.loads(whole[len(PREFIX) : len(whole) - len(got) - 1]), dict)
+
+
+numbers = st.integers(0, 10**19 - 1)
+ids = st.tuples(numbers, numbers).map(lambda pair: b"%d-%d" % pair)
+uids = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=256).map(str.encode)
+any_bytes = st.one_of(ids, uids, st.just(b"-"), st.binary(max_size=300))
+
+
+@given(ids, uids.filter(lambda uid: uid != b"-"), uids, headers_of_any_kind, payloads)
+def test_a_place_goes_round(
+    name: bytes, uid: bytes, after: bytes, headers: dict[str, str], payload: bytes
+) -> None:
+    """What the script that appends writes is taken apart again: payload, headers and place."""
+    framed = b"%b1 %b %b %b %b\n%b" % (MAGIC, name, uid, after, pack_headers(headers), payload)
+    assert unframe(framed) == (payload, headers, b" ".join([VERSION, name, uid, after]))
+
+
+@given(any_bytes, any_bytes, any_bytes, st.sampled_from([b"{}", b'{"a":"b"}', b"{", b""]), st.binary())
+def test_a_place_is_whole_or_it_is_no_frame(
+    name: bytes, uid: bytes, after: bytes, packed: bytes, payload: bytes
+) -> None:
+    """Whatever stands where a place belongs: it is one that a trail can use, or there is no frame."""
+    unframed = unframe(b"%b1 %b %b %b %b\n%b" % (MAGIC, name, uid, after, packed, payload))
+    if unframed is not None and unframed[2] is not None:
+        _, its_name, its_uid, its_after = unframed[2].split(b" ")
+        assert position_at(its_name, its_uid, "c") == Position.parse(
+            str(position_at(its_name, its_uid, "c"))
+        )
+        assert its_uid != b"-"
+        assert is_uid(its_after)
+
+
+@pytest.mark.parametrize(
+    ("name", "uid", "after"),
+    [
+        (b"1-1", b"u", b""),
+        (b"1-1", b"", b"-"),
+        (b"1-1", b"-", b"-"),
+        (b"-", b"u", b"-"),
+        (b"-", b"-", b"a"),
+        (b"1", b"u", b"-"),
+        (b"1-", b"u", b"-"),
+        (b"-1", b"u", b"-"),
+        (b"1-1-1", b"u", b"-"),
+        (b"1-x", b"u", b"-"),
+        (b"+1-1", b"u", b"-"),
+        (b"1-" + b"9" * 50, b"u", b"-"),
+        (b"18446744073709551616-1", b"u", b"-"),
+        (b"1-18446744073709551616", b"u", b"-"),
+        (b"1-1", b"u" * 257, b"-"),
+        (b"1-1", b"\xc3\xa4", b"-"),
+        (b"1-1", b"\t", b"-"),
+        (b"1-1", b"u", b"a" * 257),
+    ],
+)
+def test_places_that_are_none(name: bytes, uid: bytes, after: bytes) -> None:
+    """An id that no stream has, a uid that no publisher makes: no frame."""
+    assert unframe(b"%b1 %b %b %b {}\nx" % (MAGIC, name, uid, after)) is None
 
 
 @pytest.mark.parametrize(
@@ -91,7 +153,7 @@ def test_unframe_never_raises(line: bytes, payload: bytes) -> None:
 def test_headers_that_are_none(line: bytes) -> None:
     """A header line that is not a JSON object of str, in ASCII, makes no frame."""
     whole = PREFIX + line + b"\npayload"
-    assert unframe(whole) == (whole, {})
+    assert unframe(whole) is None
 
 
 @pytest.mark.parametrize(
@@ -103,13 +165,12 @@ def test_headers_that_are_none(line: bytes) -> None:
         PREFIX,
         PREFIX + b'{"a":"b"}',  # no end of the line
         MAGIC + b'2 - - - {"a":"b"}\nx',  # a later version
-        MAGIC + b'1 1-1 u - {"a":"b"}\nx',  # not written by this version
         MAGIC[1:] + b'1 - - - {"a":"b"}\nx',
     ],
 )
 def test_what_is_no_frame(whole: bytes) -> None:
     """Anything but the prefix, an object and a newline is left alone."""
-    assert unframe(whole) == (whole, {})
+    assert unframe(whole) is None
 
 
 def test_the_bytes_on_the_wire() -> None:
@@ -127,15 +188,19 @@ def test_no_text_begins_with_the_magic() -> None:
 
 
 def test_the_longest_headers() -> None:
-    """A header line of 64 KiB passes both ways; one byte more is refused, and ignored if it comes."""
-    room = LIMIT - len(PREFIX) - len(b'{"a":""}')
-    framed = frame(b"x", {"a": "v" * room})
-    assert framed.index(b"\n") == LIMIT
-    assert unframe(framed) == (b"x", {"a": "v" * room})
-    with pytest.raises(ValueError, match=r"^headers take 65537 bytes; at most 65536 are allowed$"):
+    """Headers of 63 KiB pass both ways, with the longest place; more are refused. A line of 64 KiB that a
+    stranger sends is read, a longer one is not."""
+    room = LIMIT - 1024 - len(b'{"a":""}')
+    longest = {"a": "v" * room}
+    assert unframe(frame(b"x", longest)) == (b"x", longest, None)
+    place = b"%d-%d" % (10**19 - 1, 10**19 - 1), b"u" * 256, b"a" * 256
+    framed = b"%b1 %b %b %b %b\nx" % (MAGIC, *place, pack_headers(longest))
+    assert unframe(framed) == (b"x", longest, b" ".join([VERSION, *place]))
+    with pytest.raises(ValueError, match=r"^headers take 64513 bytes; at most 64512 are allowed$"):
         frame(b"x", {"a": "v" * (room + 1)})
-    too_long = PREFIX + b'{"a":"' + b"v" * (room + 1) + b'"}\nx'
-    assert unframe(too_long) == (too_long, {})
+    line = PREFIX + b'{"a":"' + b"v" * (LIMIT - len(PREFIX) - len(b'{"a":""}')) + b'"}'
+    assert unframe(line + b"\nx") is not None
+    assert unframe(line.replace(b"v", b"vv", 1) + b"\nx") is None
 
 
 def test_headers_that_are_not_str() -> None:

@@ -18,7 +18,7 @@ from aiopubsub.message import Gap, GapReason, Message, Origin
 from aiopubsub.topic import Topic
 
 TOPICS = {name: Topic(name) for name in "ab"}
-ORIGINS = {name: Origin(name, topic, None) for name, topic in TOPICS.items()}
+ORIGINS = {name: Origin(name, topic) for name, topic in TOPICS.items()}
 
 
 def put_one(mailbox: Mailbox, message: Message[object]) -> bool:
@@ -239,7 +239,7 @@ class MailboxModel(RuleBasedStateMachine):
         self.regain_connection()
 
     @rule()
-    def put(self) -> None:
+    def put_an_error(self) -> None:
         error = PubSubError(len(self.made))
         self.mailbox.put(error)
         if not self.is_ended:

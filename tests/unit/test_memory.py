@@ -184,14 +184,14 @@ def test_answers() -> None:
         wire.write([(b"SUBSCRIBE", b"a", b"b"), (b"PSUBSCRIBE", b"a*"), (b"PING",), (b"PING", b"7")])
         wire.write([(b"PUBLISH", b"a", b"x"), (b"PUBLISH", b"nobody", b"x")])
         wire.write([(b"UNSUBSCRIBE", b"a", b"unknown"), (b"PUNSUBSCRIBE", b"a*"), (b"PUBLISH", b"a", b"x")])
-        wire.write([(b"GET", b"a")])
+        wire.write([(b"HGET", b"a")])
         assert user.batches == []
         await asyncio.sleep(0)
         assert len(user.batches) == 1
         items = user.take()
         error = items.pop()
         assert isinstance(error, ErrorReply)
-        assert str(error) == "ERR unknown command 'GET'"
+        assert str(error) == "ERR unknown command 'HGET'"
         assert items == [
             [b"subscribe", b"a", 1],
             [b"subscribe", b"b", 2],

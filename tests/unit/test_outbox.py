@@ -10,10 +10,14 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from aiopubsub import History
+from aiopubsub.append import CALL_BYTES, CALL_ENTRIES, LOAD, SHA, Append, Entry
 from aiopubsub.dialogue import OutOfStep
 from aiopubsub.errors import Closed, ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
+from aiopubsub.keys import history_key
+from aiopubsub.memory_streams import MemoryStreams
 from aiopubsub.outbox import WRITE_BYTES, Batch, Line, Outbox
 
 
@@ -478,6 +482,337 @@ def test_a_batch_that_was_given_up_or_closed() -> None:
     assert told.failures() == {}
 
 
+# -- topics with history ---------------------------------------------------------------------------
+
+HISTORY = History(size=1000, ttl=None)
+KEPT = b"k"
+
+
+def append(
+    line: Line,
+    *uids: bytes,
+    deadline: float = math.inf,
+    channel: bytes = KEPT,
+    history: History = HISTORY,
+    data: bytes = b"x",
+) -> Append:
+    request = Append(Promise(), deadline, channel, history, [Entry(uid, b"{}", data) for uid in uids])
+    line.add(request)
+    return request
+
+
+def uids_of(command: tuple[bytes, ...]) -> list[bytes]:
+    assert command[:2] == (b"EVALSHA", SHA)
+    return list(command[8::3])
+
+
+def since_of(command: tuple[bytes, ...]) -> bytes:
+    return command[7]
+
+
+def answer(command: tuple[bytes, ...], first: int = 1) -> list[Any]:
+    """As the script answers when nothing was stored before."""
+    return [part for n, _ in enumerate(uids_of(command), first) for part in (b"5-%d" % n, n)]
+
+
+def test_messages_of_one_topic_leave_in_one_call() -> None:
+    """The script is told once in a session, in front of the first call; each caller gets its results."""
+    outbox = live()
+    line = outbox.open_line(100)
+    one, two = append(line, b"a"), append(line, b"b", b"c")
+    assert outbox.waiting == 3
+    load, call = outbox.commands()
+    assert load == LOAD
+    assert call[3:5] == (history_key(KEPT), KEPT)
+    assert (uids_of(call), since_of(call)) == ([b"a", b"b", b"c"], b"")
+    assert (outbox.waiting, line.in_flight) == (0, 3)
+    outbox.receive(deque([SHA, answer(call)]))
+    assert one.results == [(b"5-1", 1)]
+    assert two.results == [(b"5-2", 2), (b"5-3", 3)]
+    assert one.promise.done()
+    assert two.promise.done()
+    assert (outbox.in_flight, line.in_flight) == (0, 0)
+    append(line, b"d")
+    [call] = outbox.commands()
+    assert uids_of(call) == [b"d"]
+
+
+def test_order_is_kept_across_kinds_and_topics() -> None:
+    """What stands in line between two appends is sent between them."""
+    outbox = live()
+    line = outbox.open_line(100)
+    append(line, b"a")
+    publish(outbox, line, b"plain")
+    append(line, b"b")
+    append(line, b"c", channel=b"other")
+    append(line, b"d")
+    append(line, b"e", history=History(size=5))
+    many(outbox, line, 2)
+    append(line, b"f", b"g")
+    append(line, b"h")
+    sent = [c[-1] if c[0] == b"PUBLISH" else uids_of(c) for c in outbox.commands() if c != LOAD]
+    assert sent == [[b"a"], b"plain", [b"b"], [b"c"], [b"d"], [b"e"], b".", b".", [b"f", b"g", b"h"]]
+
+
+def test_calls_are_bounded() -> None:
+    """By messages, by bytes, and by the window; what is larger alone goes alone."""
+    outbox = live()
+    line = outbox.open_line(10_000)
+    for n in range(600):
+        append(line, b"%d" % n)
+    _, *calls = outbox.commands()
+    assert [len(uids_of(call)) for call in calls] == [CALL_ENTRIES, CALL_ENTRIES, 600 - 2 * CALL_ENTRIES]
+    append(line, *[b"m%d" % n for n in range(1000)])
+    append(line, b"after")
+    assert [len(uids_of(call)) for call in outbox.commands()] == [1000, 1]
+    for n in range(5):
+        append(line, b"big%d" % n, data=b"." * (CALL_BYTES // 2 - 1000))
+    counts = []
+    while calls := outbox.commands():
+        counts += [len(uids_of(call)) for call in calls]
+    assert counts == [2, 2, 1]
+
+
+def test_the_window_bounds_appends() -> None:
+    """Messages without an answer; a request larger than the window goes when nothing else is in flight."""
+    outbox = live()
+    line = outbox.open_line(3)
+    for uid in (b"a", b"b", b"c", b"d"):
+        append(line, uid)
+    append(line, b"e", b"f", b"g", b"h")
+    _, call = outbox.commands()
+    assert uids_of(call) == [b"a", b"b", b"c"]
+    assert outbox.commands() == []
+    outbox.receive(deque([SHA, answer(call)]))
+    [call] = outbox.commands()
+    assert uids_of(call) == [b"d"]
+    outbox.receive(deque([answer(call)]))
+    [call] = outbox.commands()
+    assert uids_of(call) == [b"e", b"f", b"g", b"h"]
+    outbox.receive(deque([answer(call)]))
+    assert line.in_flight == 0
+
+
+def test_a_lost_connection_is_tried_again() -> None:
+    """In order, in front of what came later, looked for behind what is known to be stored."""
+    outbox = live()
+    line = outbox.open_line(100)
+    first = append(line, b"a")
+    _, call = outbox.commands()
+    outbox.receive(deque([SHA, answer(call)]))
+    lost = [append(line, b"b"), append(line, b"c")]
+    [call] = outbox.commands()
+    other = append(line, b"o", channel=b"other")
+    outbox.commands()
+    plain = publish(outbox, line)
+    outbox.commands()
+    outbox.end()
+    assert type(plain.outcome) is Unconfirmed
+    assert not any(request.promise.done() for request in (*lost, other))
+    later = append(line, b"d")
+    outbox.begin()
+    load, call, other_call, last_call = outbox.commands()
+    assert load == LOAD
+    assert (uids_of(call), since_of(call)) == ([b"b", b"c"], b"(5-1")
+    assert (uids_of(other_call), since_of(other_call)) == ([b"o"], b"-")
+    assert (uids_of(last_call), since_of(last_call)) == ([b"d"], b"")
+    outbox.receive(deque([SHA, [b"5-2", -1, b"5-3", 1], [b"9-1", 0], [b"5-4", 2]]))
+    assert first.results == [(b"5-1", 1)]
+    assert [request.results for request in lost] == [[(b"5-2", -1)], [(b"5-3", 1)]]
+    assert (other.results, later.results) == ([(b"9-1", 0)], [(b"5-4", 2)])
+
+
+def test_a_retry_that_is_lost_too() -> None:
+    """It is tried as often as there are connections, until its time is over."""
+    outbox = live()
+    line = outbox.open_line(100)
+    request = append(line, b"a", deadline=10.0)
+    for _ in range(3):
+        _, call = outbox.commands()
+        assert uids_of(call) == [b"a"]
+        outbox.end()
+        outbox.begin()
+    outbox.end()
+    assert outbox.expire(9.0) == 10.0
+    assert not request.promise.done()
+    assert outbox.expire(10.0) == math.inf
+    assert type(request.error) is Unconfirmed
+    assert vars(request.error)["channel"] == "k"
+
+
+def test_who_gave_up_is_not_sent_again() -> None:
+    """Nor is it sent if it gave up in line; what was gathered with it is."""
+    outbox = live()
+    line = outbox.open_line(100)
+    gone, kept = append(line, b"a"), append(line, b"b")
+    outbox.commands()
+    gone.promise.cancel()  # type: ignore[attr-defined]
+    outbox.end()
+    in_line = append(line, b"c")
+    in_line.promise.cancel()  # type: ignore[attr-defined]
+    outbox.begin()
+    _, call = outbox.commands()
+    assert uids_of(call) == [b"b"]
+    outbox.receive(deque([SHA, answer(call)]))
+    assert kept.results == [(b"5-1", 1)]
+    narrow = outbox.open_line(2)
+    for uid in (b"w", b"x"):
+        append(narrow, uid).promise.cancel()  # type: ignore[attr-defined]
+    append(narrow, b"y")
+    append(narrow, b"z")
+    [call] = outbox.commands()
+    assert uids_of(call) == [b"y", b"z"]
+    outbox.receive(deque([answer(call)]))
+    only = append(line, b"d")
+    only.promise.cancel()  # type: ignore[attr-defined]
+    assert outbox.commands() == []
+    assert (outbox.waiting, line.in_flight) == (0, 0)
+
+
+def test_who_gave_up_while_it_was_under_way_keeps_its_place() -> None:
+    """The answer to its call goes to the others."""
+    outbox = live()
+    line = outbox.open_line(100)
+    gone, kept = append(line, b"a"), append(line, b"b")
+    _, call = outbox.commands()
+    gone.promise.cancel()  # type: ignore[attr-defined]
+    outbox.receive(deque([SHA, answer(call)]))
+    assert kept.results == [(b"5-2", 2)]
+
+
+def test_deadlines_of_appends() -> None:
+    """In line it was never sent: safe to publish again. Sent once, nobody knows."""
+    outbox = live()
+    line = outbox.open_line(1)
+    sent, waiting = append(line, b"a", deadline=5.0), append(line, b"b", deadline=5.0)
+    outbox.commands()
+    assert outbox.expire(4.0) == 5.0
+    outbox.expire(5.0)
+    assert type(sent.error) is Unconfirmed
+    assert type(waiting.error) is NotSent
+
+
+@pytest.mark.parametrize("is_line", [True, False])
+def test_closing_with_appends_that_were_lost(is_line: bool) -> None:
+    """What was sent once is unconfirmed; what never was is told why."""
+    outbox = live()
+    line = outbox.open_line(1)
+    sent, waiting = append(line, b"a"), append(line, b"b")
+    outbox.commands()
+    outbox.end()
+    if is_line:
+        outbox.close_line(line, Closed("Publisher"))
+    else:
+        outbox.close(Closed("Client"))
+    assert type(sent.error) is Unconfirmed
+    assert type(waiting.error) is Closed
+
+
+def test_closing_with_appends_under_way_then_a_lost_connection() -> None:
+    """Nobody is left waiting in a line that nothing is sent from."""
+    outbox = live()
+    line = outbox.open_line(1)
+    sent = append(line, b"a")
+    outbox.commands()
+    outbox.close_line(line, Closed("Publisher"))
+    assert not sent.promise.done()
+    outbox.end()
+    assert type(sent.error) is Unconfirmed
+
+
+def test_a_script_that_was_flushed() -> None:
+    """The session is begun again, so that order is kept; then all is sent again."""
+    outbox = live()
+    line = outbox.open_line(100)
+    append(line, b"a")
+    _, call = outbox.commands()
+    outbox.receive(deque([SHA, answer(call)]))
+    lost = append(line, b"b")
+    outbox.commands()
+    with pytest.raises(OutOfStep, match="has lost the script"):
+        outbox.receive(deque([ErrorReply("NOSCRIPT No matching script. Please use EVAL.")]))
+    outbox.end()
+    outbox.begin()
+    load, call = outbox.commands()
+    assert load == LOAD
+    outbox.receive(deque([SHA, answer(call)]))
+    assert lost.results == [(b"5-1", 1)]
+
+
+def test_a_script_that_may_not_be_loaded() -> None:
+    """The refusal of SCRIPT LOAD is told to whoever needs it; one that is there already does."""
+    outbox = live()
+    line = outbox.open_line(100)
+    refused = append(line, b"a")
+    outbox.commands()
+    no = ErrorReply("NOPERM no permission for script")
+    outbox.receive(deque([no, ErrorReply("NOSCRIPT No matching script.")]))
+    assert type(refused.error) is PublishRefused
+    assert vars(refused.error) == {"channel": "k", "reason": "NOPERM no permission for script"}
+    assert line.in_flight == 0
+    outbox.end()
+    outbox.begin()
+    fine = append(line, b"b")
+    _, call = outbox.commands()
+    outbox.receive(deque([no, answer(call)]))
+    assert fine.results == [(b"5-1", 1)]
+
+
+def test_an_append_that_is_refused() -> None:
+    """All of the call are told the server's words."""
+    outbox = live()
+    line = outbox.open_line(100)
+    one, two = append(line, b"a"), append(line, b"b", b"c")
+    outbox.commands()
+    outbox.receive(deque([SHA, ErrorReply("OOM command not allowed")]))
+    assert {type(request.error) for request in (one, two)} == {PublishRefused}
+    words = "the server refused to publish to 'k': OOM command not allowed"
+    assert [(at, str(error)) for at, error in two.failures().items()] == [(0, words), (1, words)]
+    assert line.in_flight == 0
+
+
+@pytest.mark.parametrize("is_load", [True, False])
+def test_a_server_that_is_loading(is_load: bool) -> None:
+    """It has just started: the session ends, and the next one tries again."""
+    outbox = live()
+    line = outbox.open_line(100)
+    request = append(line, b"a")
+    outbox.commands()
+    loading = ErrorReply("LOADING Redis is loading the dataset in memory")
+    with pytest.raises(OutOfStep, match="still loading"):
+        outbox.receive(deque([loading if is_load else SHA, loading]))
+    outbox.end()
+    assert not request.promise.done()
+    outbox.begin()
+    assert uids_of(outbox.commands()[1]) == [b"a"]
+
+
+@pytest.mark.parametrize(
+    "replies", [[5], [b"x"], [SHA, 5], [SHA, [b"5-1"]], [SHA, [b"5-1", 1, b"5-2", 1]], [SHA, b"PONG"]]
+)
+def test_answers_that_were_not_due(replies: list[Any]) -> None:
+    """They end the session, and what was sent is tried again: nobody is told another's answer."""
+    outbox = live()
+    line = outbox.open_line(100)
+    request = append(line, b"a")
+    outbox.commands()
+    with pytest.raises(OutOfStep):
+        outbox.receive(deque(replies))
+    outbox.end()
+    assert not request.promise.done()
+    assert outbox.waiting == 1
+
+
+def test_what_a_publisher_knows_is_bounded() -> None:
+    """Beyond a thousand histories it starts anew, and looks everywhere for a retry."""
+    outbox = live()
+    line = outbox.open_line(10_000)
+    for n in range(3000):
+        line.know(b"%d" % n, b"1-1")
+    assert len(line.known) <= 1024
+    assert line.known[b"2999"] == b"1-1"
+
+
 class OutboxModel(RuleBasedStateMachine):
     """Each request gets the answer to itself, or the error that tells what became of it."""
 
@@ -574,3 +909,168 @@ class OutboxModel(RuleBasedStateMachine):
 
 TestOutboxModel = OutboxModel.TestCase
 TestOutboxModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+class AppendModel(RuleBasedStateMachine):
+    """Each message of a history is stored at most once and in order, and its caller is told the truth.
+
+    The server runs the commands of its connection one by one, and answers; connections break at any time,
+    with commands that it has not seen and answers that do not arrive.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.outbox = Outbox(Push)
+        self.lines = [self.outbox.open_line(window) for window in (1, 4, 100)]
+        self.streams = MemoryStreams(lambda: 5.0)
+        self.has_script = True
+        self.is_live = False
+        self.now = 0.0
+        self.numbers = 0
+        self.appends: list[tuple[int, Append]] = []  # with the line
+        self.unseen: deque[tuple[bytes, ...]] = deque()
+        self.answers: deque[Any] = deque()
+        self.published: list[bytes] = []
+        self.left: set[bytes] = set()  # uids that were written at least once
+        self.plain: list[Promise] = []
+
+    @rule(which=st.integers(0, 2), count=st.integers(1, 5), channel=st.sampled_from([b"a", b"b"]))
+    def append(self, which: int, count: int, channel: bytes) -> None:
+        uids = [b"%d.%d" % (which, n) for n in range(self.numbers, self.numbers + count)]
+        self.numbers += count
+        line = self.lines[which]
+        if line.closed_by is None:
+            self.appends.append(
+                (which, append(line, *uids, deadline=self.now + 3 + which, channel=channel))
+            )
+
+    @rule(which=st.integers(0, 2))
+    def publish(self, which: int) -> None:
+        if self.lines[which].closed_by is None:
+            self.plain.append(publish(self.outbox, self.lines[which]))
+
+    @precondition(lambda self: not self.is_live)
+    @rule()
+    def begin(self) -> None:
+        self.outbox.begin()
+        self.is_live = True
+
+    @rule()
+    def write(self) -> None:
+        commands = self.outbox.commands()
+        assert self.is_live or not commands
+        self.unseen.extend(commands)
+        for command in commands:
+            if command[0] == b"EVALSHA":
+                self.left.update(uids_of(command))
+        assert all(line.in_flight <= max(5, line.max_in_flight) for line in self.lines)
+
+    @precondition(lambda self: self.unseen)
+    @rule(count=st.integers(1, 4))
+    def run_commands(self, count: int) -> None:
+        while self.unseen and count:
+            count -= 1
+            self.answers.append(self.run_one(self.unseen.popleft()))
+
+    def run_one(self, command: tuple[bytes, ...]) -> Any:
+        verb, *args = command
+        if verb == b"SCRIPT":
+            self.has_script = True
+            return SHA
+        if verb == b"PUBLISH":
+            return 1
+        if verb == b"PING":
+            return b"PONG"
+        if not self.has_script:
+            return ErrorReply("NOSCRIPT No matching script.")
+        return self.streams.append(lambda *_: 3, *args)
+
+    @precondition(lambda self: self.answers)
+    @rule(count=st.integers(1, 4))
+    def receive(self, count: int) -> None:
+        came = [self.answers.popleft() for _ in range(min(count, len(self.answers)))]
+        try:
+            self.outbox.receive(deque(came))
+        except OutOfStep:
+            assert any(isinstance(answer, ErrorReply) for answer in came)
+            self.cut()
+
+    @precondition(lambda self: self.is_live)
+    @rule()
+    def cut(self) -> None:
+        self.outbox.end()
+        self.is_live = False
+        self.unseen.clear()
+        self.answers.clear()
+
+    @rule()
+    def flush_scripts(self) -> None:
+        self.has_script = False
+
+    @precondition(lambda self: self.appends)
+    @rule(data=st.data())
+    def give_up(self, data: st.DataObject) -> None:
+        _, request = data.draw(st.sampled_from(self.appends))
+        if not request.promise.done():
+            request.promise.cancel()  # type: ignore[attr-defined]
+
+    @rule(seconds=st.integers(1, 3))
+    def time_goes_on(self, seconds: int) -> None:
+        self.now += seconds
+        assert self.outbox.expire(self.now) > self.now
+
+    @rule(which=st.integers(0, 2))
+    def close_a_line(self, which: int) -> None:
+        if self.numbers > 25:
+            self.outbox.close_line(self.lines[which], Closed("Publisher"))
+
+    @invariant()
+    def everybody_was_told_the_truth(self) -> None:
+        stored = self.stored()
+        for _, request in self.appends:
+            if not request.promise.done() or request.promise.outcome == "cancelled":  # type: ignore[attr-defined]
+                continue
+            uids = [entry.uid for entry in request.entries]
+            if request.error is None:
+                assert [stored[uid] for uid in uids] == [name for name, _ in request.results]
+                assert {receivers for _, receivers in request.results} <= {3, -1}
+            elif type(request.error) is Unconfirmed:
+                assert self.left.issuperset(uids)
+            else:
+                assert type(request.error) in (NotSent, Closed)
+                assert not self.left.intersection(uids), "safe to publish again, and it is not"
+
+    def stored(self) -> dict[bytes, bytes]:
+        """Ids by uid; each once, and those of one line in the order of the calls."""
+        found: dict[bytes, bytes] = {}
+        for channel in (b"a", b"b"):
+            entries: Any = self.streams.range(history_key(channel), b"-", b"+")
+            uids = [fields[1] for _, fields in entries]
+            assert len(set(uids)) == len(uids), "stored twice"
+            for which in range(3):
+                ours = [int(uid[2:]) for uid in uids if uid.startswith(b"%d." % which)]
+                assert ours == sorted(ours), "out of order"
+            found |= {uid: name for uid, (name, _) in zip(uids, entries, strict=True)}
+        return found
+
+    def teardown(self) -> None:
+        """With a connection that lasts everybody gets an answer; then nothing is left over."""
+        if not self.is_live:
+            self.begin()
+        for _ in range(200):
+            self.write()
+            self.run_commands(1000)
+            if not self.answers:
+                break
+            self.receive(1000)
+            if not self.is_live:
+                self.begin()
+        assert all(request.promise.done() for _, request in self.appends)
+        assert all(promise.is_done for promise in self.plain)
+        assert (self.outbox.in_flight, self.outbox.waiting) == (0, 0)
+        assert all(line.in_flight == 0 for line in self.lines if line.closed_by is None)
+        self.everybody_was_told_the_truth()
+
+
+TestAppendModel = AppendModel.TestCase
+TestAppendModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)

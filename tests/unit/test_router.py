@@ -14,14 +14,19 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from aiopubsub.append import SHA
 from aiopubsub.dialogue import Command, OutOfStep
 from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.frame import frame
+from aiopubsub.keys import history_key
 from aiopubsub.mailbox import Mailbox, Overflow
-from aiopubsub.message import Gap, GapReason, Message
-from aiopubsub.router import BATCH, TURN, WAKE_COST, Router
+from aiopubsub.memory_streams import MemoryStreams
+from aiopubsub.message import Gap, GapReason, KeptMessage, Message
+from aiopubsub.router import AUDIT_S, BATCH, READS, TURN, WAKE_COST, Router
 from aiopubsub.routes import Ticket
-from aiopubsub.topic import Pattern, Subscribable, Topic
+from aiopubsub.since import Since
+from aiopubsub.topic import History, Pattern, Subscribable, Topic
+from aiopubsub.trail import Trail
 
 
 class Push(list[Any]):
@@ -926,3 +931,405 @@ def test_without_a_connection_nothing_is_said() -> None:
 def test_nothing_has_a_deadline() -> None:
     """Subscribers bound their own waits."""
     assert Router(Push).expire(1e9) == float("inf")
+
+
+# -- topics with history ---------------------------------------------------------------------------
+
+
+class KeptTalk:
+    """A router, and a server that keeps histories and works off its commands when it is told to."""
+
+    def __init__(self) -> None:
+        self.router = Router(Push)
+        self.streams = MemoryStreams(lambda: 5.0)
+        self.numbers = itertools.count(1)
+        self.inbox: deque[Command] = deque()
+        self.out: deque[Any] = deque()
+        self.subscribed: dict[bytes, None] = {}
+        self.refusal: ErrorReply | None = None  # what it says to whoever reads
+        self.ran: list[Command] = []
+        self.router.begin()
+
+    def send(self) -> list[Command]:
+        commands = self.router.commands()
+        self.inbox.extend(commands)
+        return commands
+
+    def run(self) -> None:
+        while self.inbox:
+            command = self.inbox.popleft()
+            self.ran.append(command)
+            verb, *args = command
+            if verb == b"PING":
+                self.out.append(args[0])
+            elif verb == b"SUBSCRIBE":
+                self.subscribed.update(dict.fromkeys(args))
+            elif verb == b"UNSUBSCRIBE":
+                for key in args:
+                    self.subscribed.pop(key, None)
+            elif self.refusal is not None:
+                self.out.append(self.refusal)
+            else:
+                read = self.streams.range if verb == b"XRANGE" else self.streams.reverse_range
+                self.out.append(read(*args))
+
+    def deliver(self) -> None:
+        backlog = deque(self.out)
+        self.out.clear()
+        while self.router.receive(backlog):
+            pass
+
+    def settle(self) -> None:
+        for _ in range(100):
+            if not self.send() and not self.out:
+                return
+            self.run()
+            self.deliver()
+        raise AssertionError("it does not come to rest")
+
+    def publish(self, channel: str, count: int = 1, *, is_lost: bool = False) -> None:
+        def push(key: bytes, payload: bytes) -> int:
+            if key in self.subscribed and not is_lost:
+                self.out.append(Push([b"message", key, payload]))
+            return 1
+
+        for _ in range(count):
+            uid = b"u%d" % next(self.numbers)
+            key = channel.encode()
+            self.streams.append(
+                *(push, SHA, b"1", history_key(key), key, b"1000", b"", b""), uid, b"{}", uid
+            )
+
+    def cut(self) -> None:
+        self.router.end()
+        self.inbox.clear()
+        self.out.clear()
+        self.subscribed.clear()
+        self.router.begin()
+
+    def add(
+        self, box: Mailbox, *names: str, since: Since = None, done: Ticket | None = None
+    ) -> dict[str, Trail]:
+        topics = [Topic(name, history=History()) for name in names]
+        trails = {topic: Trail(box, topic, since, lambda: 5.0) for topic in topics}
+        box.on_room = lambda: self.router.make_use_of_room(box)
+        self.router.add(box, topics, done or ticket(), trails)
+        return {topic.name: trail for topic, trail in trails.items()}
+
+
+def kept(name: str) -> Topic[bytes]:
+    return Topic(name, history=History())
+
+
+def got(box: Mailbox) -> list[bytes | type]:
+    """Payloads, and the types of what is no message."""
+    return [item.payload if isinstance(item, Message) else type(item) for item in iter(box.pop, None)]
+
+
+def u(first: int, last: int) -> list[bytes]:
+    return [b"u%d" % n for n in range(first, last + 1)]
+
+
+def test_a_ticket_waits_until_the_trail_is_joined() -> None:
+    """Confirmed is not enough: from the ticket on nothing is missed, so the history was asked."""
+    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk.publish("c", 3)
+    talk.add(box, "c", done=done)
+    assert [command[0] for command in talk.send()] == [b"SUBSCRIBE", b"PING"]
+    talk.run()
+    talk.deliver()
+    assert not done.is_done
+    assert [command[0] for command in talk.send()] == [b"XREVRANGE"]
+    talk.run()
+    assert not done.is_done
+    talk.deliver()
+    assert done.is_done
+    talk.publish("c", 2)
+    talk.deliver()
+    assert got(box) == u(4, 5)
+
+
+def test_a_channel_that_is_subscribed_already_is_read_at_once() -> None:
+    """For a second mailbox nothing is subscribed again, and it joins exactly where it reads."""
+    talk, first, second, done = KeptTalk(), mailbox(), mailbox(), ticket()
+    talk.add(first, "c")
+    talk.settle()
+    talk.publish("c", 2)
+    talk.add(second, "c", since="beginning", done=done)
+    commands = talk.send()
+    assert [command[0] for command in commands] == [b"XRANGE", b"XREVRANGE"]
+    talk.publish("c")
+    talk.run()
+    talk.publish("c")
+    talk.deliver()
+    assert done.is_done
+    assert (got(first), got(second)) == (u(1, 4), u(1, 4))
+
+
+def test_no_more_than_so_many_read_at_a_time() -> None:
+    """Their pages would fill the connection; the others wait, and each has its turn."""
+    talk, done = KeptTalk(), ticket()
+    boxes = [mailbox() for _ in range(3 * READS)]
+    talk.publish("c", 40)
+    for box in boxes:
+        talk.add(box, "c", since="beginning", done=done)
+    most = 0
+    while commands := talk.send():
+        most = max(most, sum(command[0] == b"XRANGE" for command in commands))
+        assert len(talk.router._reading) <= READS
+        talk.run()
+        talk.deliver()
+    assert most == READS
+    assert done.is_done
+    assert [got(box) for box in boxes] == [u(1, 40)] * len(boxes)
+
+
+def test_unsubscribing_with_an_answer_outstanding() -> None:
+    """The answer comes to nobody; what is behind it is not out of step, and the ticket is done."""
+    talk, box, other, added = KeptTalk(), mailbox(), mailbox(), ticket()
+    talk.publish("c", 2)
+    talk.add(box, "c", since="beginning", done=added)
+    talk.add(other, "d")
+    talk.send()
+    talk.run()
+    talk.deliver()
+    talk.send()  # asks
+    left = ticket()
+    talk.router.remove(box, [kept("c")], left)
+    assert added.is_done
+    talk.settle()
+    assert left.is_done
+    assert got(box) == []
+    assert list(talk.subscribed) == [b"d"]
+    talk.publish("d")
+    talk.deliver()
+    assert got(other) == u(3, 3)
+
+
+def test_subscribing_again_with_an_old_answer_outstanding() -> None:
+    """The answer to the trail that was left is not taken for one to the new trail."""
+    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk.publish("c", 2)
+    talk.add(box, "c", since="beginning")
+    talk.send()
+    talk.run()
+    talk.deliver()
+    talk.send()
+    talk.router.remove(box, [kept("c")], ticket())
+    talk.add(box, "c", done=done)
+    talk.settle()
+    assert done.is_done
+    talk.publish("c")
+    talk.deliver()
+    assert got(box) == u(3, 3)
+
+
+def test_a_connection_that_is_lost_with_an_answer_outstanding() -> None:
+    """It reads again on the next one; there is no gap."""
+    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk.publish("c", 30)
+    talk.add(box, "c", since="beginning", done=done)
+    talk.send()
+    talk.run()
+    talk.deliver()
+    talk.send()
+    talk.run()
+    talk.cut()
+    assert not done.is_done
+    talk.settle()
+    assert done.is_done
+    talk.cut()
+    talk.publish("c", 2)
+    talk.settle()
+    assert got(box) == u(1, 32)
+
+
+def test_mixed_topics_and_a_lost_connection() -> None:
+    """The gap is for those that live from pushes alone."""
+    talk, box = KeptTalk(), mailbox()
+    talk.add(box, "kept")
+    talk.router.add(box, [Topic("plain")], ticket())
+    talk.settle()
+    talk.cut()
+    talk.publish("kept")
+    talk.settle()
+    [gap, message] = sorted(iter(box.pop, None), key=lambda item: isinstance(item, Message))
+    assert isinstance(gap, Gap)
+    assert (gap.reason, gap.channels) == (GapReason.RECONNECTED, ("plain",))
+    assert isinstance(message, KeptMessage)
+
+
+def test_with_and_without_history_on_one_channel() -> None:
+    """Each group gets its own objects: with a place where there is a history, the same payload for all."""
+    talk, one, plain, other = KeptTalk(), mailbox(), mailbox(), mailbox()
+    talk.add(one, "c")
+    talk.router.add(plain, [Topic("c")], ticket())
+    talk.add(other, "c")
+    talk.settle()
+    talk.publish("c", 3)
+    talk.deliver()
+    assert got(plain) == u(1, 3)
+    items = [
+        [item for item in iter(box.pop, None) if isinstance(item, KeptMessage)] for box in (one, other)
+    ]
+    assert [[item.payload for item in each] for each in items] == [u(1, 3)] * 2
+    assert all(a is b for a, b in zip(*items, strict=True))
+
+
+@pytest.mark.parametrize("is_joined", [False, True])
+def test_a_history_that_may_not_be_read(is_joined: bool) -> None:
+    """That is a topic which was refused: told to whoever waits, or in band, and it is left."""
+    talk, box, done = KeptTalk(), mailbox(), ticket()
+    if is_joined:
+        talk.add(box, "c")
+        talk.settle()
+        talk.cut()
+    talk.refusal = ErrorReply("NOPERM no permission for xrange")
+    talk.add(box, "c", done=done)
+    talk.settle()
+    if is_joined:
+        error = box.pop()
+        assert isinstance(error, SubscribeRefused)
+        assert error.refused == {"c": "NOPERM no permission for xrange"}
+    else:
+        assert done.refused == {"c": "NOPERM no permission for xrange"}
+    assert done.is_done
+    assert box.pop() is None
+    assert not talk.router.wants(box, kept("c"))
+    assert talk.subscribed == {}
+
+
+def test_a_server_that_is_loading_while_a_trail_reads() -> None:
+    """It has just started: the session ends, and the topic is not refused."""
+    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk.add(box, "c", done=done)
+    talk.send()
+    talk.run()
+    talk.deliver()
+    talk.refusal = ErrorReply("LOADING Redis is loading the dataset in memory")
+    talk.send()
+    talk.run()
+    with pytest.raises(OutOfStep, match="still loading"):
+        talk.deliver()
+    talk.refusal = None
+    talk.cut()
+    talk.settle()
+    assert done.is_done
+    assert done.refused == {}
+
+
+def test_a_full_mailbox_reads_on_when_there_is_room() -> None:
+    """It asks for nothing while it is full, others are not held up, and nothing is lost."""
+    talk, slow, fast = KeptTalk(), mailbox(4), mailbox()
+    for box in (slow, fast):
+        talk.add(box, "c")
+    talk.settle()
+    talk.publish("c", 10)
+    talk.deliver()
+    talk.settle()
+    assert slow.buffered == 4
+    assert got(fast) == u(1, 10)
+    assert [slow.pop().payload for _ in range(2)] == u(1, 2)  # type: ignore[union-attr]
+    talk.settle()
+    rest: list[Any] = []
+    while more := got(slow):
+        rest += more
+        talk.settle()
+    assert rest == u(3, 10)
+    assert slow.dropped == 0
+
+
+def test_a_drain_waits_until_all_is_read() -> None:
+    """The ticket of `catch_up` is done when the trail is live; at once if it is."""
+    talk, box = KeptTalk(), mailbox(4)
+    talk.publish("c", 10)
+    talk.add(box, "c", since="beginning")
+    talk.settle()
+    talk.router.catch_up(box, reached := ticket())
+    assert not reached.is_done
+    taken: list[Any] = []
+    while not reached.is_done:
+        taken += got(box)
+        talk.settle()
+    assert taken + got(box) == u(1, 10)
+    talk.router.catch_up(box, again := ticket())
+    assert again.is_done
+
+
+@pytest.mark.parametrize("how", ["remove", "close", "refuse"])
+def test_nobody_waits_for_a_trail_that_is_no_more(how: str) -> None:
+    """Tickets of joining and of catching up are done with it."""
+    talk, box, done, reached = KeptTalk(), mailbox(2), ticket(), ticket()
+    talk.publish("c", 10)
+    talk.add(box, "c", since="beginning", done=done)
+    talk.router.catch_up(box, reached)
+    talk.send()
+    talk.run()
+    talk.deliver()
+    if how == "remove":
+        talk.router.remove(box, [kept("c")], ticket())
+    elif how == "close":
+        talk.router.close(Closed("Client"))
+        assert isinstance(done.error, Closed)
+    else:
+        talk.refusal = ErrorReply("NOPERM no")
+        talk.settle()
+    assert done.is_done
+    assert reached.is_done
+
+
+def test_quiet_trails_have_their_slow_looks_spread_out() -> None:
+    """Each once in `AUDIT_S`, not all at a time; a history that was changed unseen is found."""
+    talk = KeptTalk()
+    boxes = [mailbox() for _ in range(10)]
+    assert talk.router.expire(0.0) == float("inf")
+    for n, box in enumerate(boxes):
+        talk.add(box, f"c{n}")
+    talk.settle()
+    due: dict[float, int] = {}
+    now = 1000.0
+    talk.ran.clear()
+    while (now := talk.router.expire(now)) <= 1000.0 + AUDIT_S:
+        talk.router.expire(now)
+        due[now] = sum(command[0] == b"XREVRANGE" for command in talk.send())
+        talk.run()
+        talk.deliver()
+    assert sum(due.values()) == len(boxes)
+    assert max(due.values()) == 1
+    talk.publish("c3", 2, is_lost=True)
+    talk.router.expire(now + AUDIT_S)
+    talk.settle()
+    assert [len(got(box)) for box in boxes] == [2 if n == 3 else 0 for n in range(10)]
+
+
+def test_a_trail_that_is_left_has_no_more_looks() -> None:
+    """Nothing is due when nobody follows a history."""
+    talk, box = KeptTalk(), mailbox()
+    talk.add(box, "c")
+    talk.settle()
+    assert talk.router.expire(0.0) < float("inf")
+    talk.router.remove(box, [kept("c")], ticket())
+    assert talk.router.expire(0.0) == float("inf")
+    assert not talk.router._audits
+
+
+def test_nothing_is_left_over() -> None:
+    """Trails that come and go leave nothing in the tables."""
+    talk = KeptTalk()
+    for n in range(5):
+        box = mailbox(2)
+        talk.publish("c", 5)
+        talk.add(box, "c", since="beginning")
+        if n % 2:
+            talk.settle()
+        else:
+            talk.send()
+        talk.router.remove(box, [kept("c")], ticket())
+        talk.router.forget(box)
+    talk.settle()
+    router = talk.router
+    tables = (router._mailboxes, router._reading, router._wanting, router._joining, router._catching_up)
+    assert not any(tables)
+    assert not router._wire
+    assert not router._due
+    assert not router._touched
