@@ -10,7 +10,6 @@ bounds. A subscriber owns one.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 
 from .mailbox import Item, Mailbox
 from .message import Message
@@ -27,16 +26,18 @@ class Intake:
     Attributes:
         hand: Messages that were taken out of the mailbox and given to nobody yet, the next one last.
             They belong to all tasks. Pop from it at will, `next_item` fills it again.
-        ended: Set when a task has come for more and was told that there is none.
     """
+
+    __slots__ = ("_ended", "_handful", "_has_ended", "_mailbox", "_turn_began", "_waiters", "hand")
 
     def __init__(self, mailbox: Mailbox) -> None:
         self.hand: list[Message[object]] = []
-        self.ended = asyncio.Event()
         self._mailbox = mailbox
         self._handful = min(_HANDFUL, mailbox.buffer)
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: list[asyncio.Future[None]] = []
         self._turn_began = 0.0
+        self._has_ended = False  # a task has come for more and was told that there is none
+        self._ended: asyncio.Event | None = None  # set then; made when asked for, it takes 900 bytes
 
     async def next_item(self) -> Item | None:
         """The next item, as soon as there is one; `None` when there will be none any more.
@@ -52,10 +53,18 @@ class Intake:
             if item is not None:
                 return item
             if self._mailbox.is_ended:
-                self.ended.set()
+                self._has_ended = True
+                if self._ended is not None:
+                    self._ended.set()
                 self.wake_all()
                 return None
             await self._wait()
+
+    async def until_ended(self) -> None:
+        """Wait until a task has come for more and was told that there is none."""
+        if not self._has_ended:
+            self._ended = self._ended or asyncio.Event()
+            await self._ended.wait()
 
     def wake_all(self) -> None:
         """Let every task that waits look again."""
@@ -82,7 +91,7 @@ class Intake:
         """As many of the tasks that wait as there is something for."""
         waiters = self._waiters
         while waiters and count > 0:
-            waiter = waiters.popleft()
+            waiter = waiters.pop(0)
             if not waiter.done():
                 waiter.set_result(None)
                 count -= 1

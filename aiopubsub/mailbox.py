@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from operator import attrgetter
-from typing import TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 from .errors import PubSubError, SlowConsumer
 from .message import Gap, GapReason, Message
@@ -32,6 +32,10 @@ TAKE_BYTES = 256 * 1024
 """Bytes that a consumer may hold beside the buffer: many small messages, or a single large one."""
 
 _payload = attrgetter("payload")
+
+_NO_ITEMS: deque[Any] = deque(maxlen=0)
+"""What all mailboxes with nothing in them share, because a `deque` of their own takes 760 bytes even
+when it is empty. It can hold nothing; who puts something in makes a deque first."""
 
 Item: TypeAlias = Message[object] | Gap | PubSubError
 
@@ -132,8 +136,8 @@ class Mailbox:
         self.dropped = 0
         self.gaps = 0
         self._clock = clock
-        self._items: deque[Message[object] | _Hole | PubSubError] = deque()
-        self._front: deque[_Hole | PubSubError] = deque()
+        self._items: deque[Message[object] | _Hole | PubSubError] = _NO_ITEMS
+        self._front: list[_Hole | PubSubError] = []  # a few at most
         self._others = 0  # of `_items`: what is not a message
         self._limit = buffer  # length of `_items` at which nothing more fits; -1: takes nothing more
         self._bytes = 0
@@ -179,7 +183,10 @@ class Mailbox:
         count = len(staged)
         size = sum(map(len, map(_payload, staged))) + count * MESSAGE_OVERHEAD_BYTES
         if len(self._items) + count <= self._limit and self._bytes + size <= self.buffer_bytes:
-            self._items.extend(staged)
+            if self._items is _NO_ITEMS:
+                self._items = deque(staged)
+            else:
+                self._items.extend(staged)
             self._bytes += size
         else:
             for message in staged:
@@ -228,7 +235,7 @@ class Mailbox:
 
     def clear(self) -> None:
         """Forget what is buffered."""
-        self._items.clear()
+        self._items = _NO_ITEMS
         self._front.clear()
         self._open_hole = None
         self._bytes = 0
@@ -246,7 +253,7 @@ class Mailbox:
         items = cast("deque[Message[object]]", self._items)
         if len(items) <= count and self._bytes <= TAKE_BYTES:
             taken, size = list(items), self._bytes  # all at once: 0.06 µs less for each
-            items.clear()
+            self._items = _NO_ITEMS
         else:
             taken, size = list[Message[object]](), 0
             while items and len(taken) < count and size < TAKE_BYTES:
@@ -279,7 +286,7 @@ class Mailbox:
         size = len(message.payload) + MESSAGE_OVERHEAD_BYTES
         fits = len(self._items) < self._limit and self._bytes + size <= self.buffer_bytes
         if fits or self._make_room(message, size):
-            self._items.append(message)
+            self._own_items().append(message)
             self._bytes += size
 
     def _make_room(self, message: Message[object], size: int) -> bool:
@@ -365,7 +372,7 @@ class Mailbox:
         item = self._front[0]
         if isinstance(item, _Hole) and item.is_open:
             return None
-        return self._hand_over(self._front.popleft())
+        return self._hand_over(self._front.pop(0))
 
     def _hand_over(self, item: _Hole | PubSubError) -> Item:
         if isinstance(item, _Hole):
@@ -382,8 +389,14 @@ class Mailbox:
         return self.buffered * 2 <= self.buffer and self._bytes * 2 <= self.buffer_bytes
 
     def _append(self, item: _Hole | PubSubError) -> None:
-        self._items.append(item)
+        self._own_items().append(item)
         self._count_others(1)
+
+    def _own_items(self) -> deque[Message[object] | _Hole | PubSubError]:
+        """The items, to put something in."""
+        if self._items is _NO_ITEMS:
+            self._items = deque()
+        return self._items
 
     def _count_others(self, change: int) -> None:
         self._others += change

@@ -241,7 +241,7 @@ class Subscriber(Generic[T]):
             link.kick()
             self._topics.clear()
             self._mailbox.end()
-            await self._intake.ended.wait()
+            await self._intake.until_ended()
         self._mailbox.end()
         return self._mailbox.buffered + len(self._intake.hand)
 
@@ -416,6 +416,8 @@ class Subscriber(Generic[T]):
         return reached
 
     async def _confirmation(self, link: Link[Router], settled: asyncio.Future[None]) -> None:
+        if settled.done():
+            return  # without a timer, which asyncio keeps until it is due
         try:
             with anyio.fail_after(self._client.connect_timeout):
                 await settled
