@@ -25,10 +25,11 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from enum import Enum
+from operator import attrgetter
 from typing import Any
 
 from .dialogue import Command, OutOfStep
@@ -54,6 +55,11 @@ WAKE_COST = 25
 """Deliveries that take as long as to wake the task of one subscriber: 5 µs."""
 
 
+_key_of = attrgetter("key")
+_name_of = attrgetter("name")
+_target_of = attrgetter("target")
+
+
 class Wire(Enum):
     """What the server was told of a target, and whether it has confirmed."""
 
@@ -63,7 +69,13 @@ class Wire(Enum):
 
 
 class _Burst:
-    """One command and its fence."""
+    """One command and its fence.
+
+    Attributes:
+        wire: What the server knows of its targets, all of them at once: an object of each target's own
+            would be 100 000 for the garbage collector to look through again and again.
+        targets: What it is about, until the fence is back.
+    """
 
     __slots__ = ("error", "targets", "ticket", "token", "wire")
 
@@ -75,7 +87,7 @@ class _Burst:
         ticket: Ticket | None = None,
     ) -> None:
         self.token = token
-        self.wire = wire  # what its targets become when it is sent
+        self.wire = wire
         self.targets = targets
         self.ticket = ticket
         self.error: str | None = None
@@ -96,7 +108,7 @@ class Router:
         self._push = push
         self._mailboxes: dict[Mailbox, None] = {}
         self._wishes: dict[Kind, dict[bytes, Route]] = {kind: {} for kind in Kind}
-        self._wire: dict[Target, tuple[Wire, _Burst]] = {}
+        self._wire: dict[Target, _Burst] = {}  # by the last burst that a target was in
         self._dirty: dict[Target, None] = {}  # wish and wire may differ; in order of change
         self._alone: set[Target] = set()  # of a burst that failed: to be asked one by one
         self._tickets: dict[Target, list[Ticket]] = {}
@@ -106,6 +118,7 @@ class Router:
         self._touched: deque[Mailbox] = deque()  # have staged messages
         self._tokens = itertools.count(1)
         self._is_live = False
+        self._asks_all = False  # the session has just begun, and the server knows of nothing
         self._closed_by: PubSubError | None = None
 
     # -- what subscribers want ---------------------------------------------------------------------
@@ -134,9 +147,9 @@ class Router:
 
         The ticket is done when the server has forgotten those that nobody wants any more.
         """
-        for topic in topics:
-            target = Target.of(topic)
-            self._found(mailbox, target)
+        targets = [Target.of(topic) for topic in topics]
+        self._found(mailbox, targets)
+        for target in targets:
             route = self._wishes[target.kind].get(target.key)
             if route is None:
                 continue
@@ -182,32 +195,19 @@ class Router:
 
     def begin(self) -> None:
         """A session begins: the server knows of nothing, all wishes are to be sent."""
-        self._is_live = True
-        for kind, routes in self._wishes.items():
-            self._dirty.update(dict.fromkeys(Target(kind, key) for key in routes))
+        self._is_live = self._asks_all = True
 
     def commands(self) -> list[Command]:
         """What to send now, in order. Asked again, it is empty until something has changed."""
-        if not self._is_live or not (self._dirty or self._fences):
+        if not self._is_live or not (self._dirty or self._fences or self._asks_all):
             return []
-        bursts: dict[tuple[Kind, Wire], list[Target]] = {}
-        for target in self._dirty:
-            wanted = target.key in self._wishes[target.kind]
-            state = self._wire_state(target)
-            if wanted != (state in (Wire.ASKED, Wire.ON)):
-                becomes = Wire.ASKED if wanted else Wire.LEAVING
-                bursts.setdefault((target.kind, becomes), []).append(target)
-            elif state in (None, Wire.ON):
-                self._settle(target)  # wished away and back before anything was sent
-        self._dirty.clear()
         commands: list[Command] = []
-        for (kind, becomes), targets in bursts.items():
+        for (kind, becomes), targets in self._differences().items():
             verb = kind.value[becomes is Wire.LEAVING]
             for batch in self._batches(targets):
                 burst = _Burst(self._new_token(), becomes, batch)
-                for target in batch:
-                    self._wire[target] = (becomes, burst)
-                commands.append((verb, *(target.key for target in batch)))
+                self._wire.update(dict.fromkeys(batch, burst))
+                commands.append((verb, *map(_key_of, batch)))
                 commands.append(self._send_fence(burst))
         commands.extend(map(self._send_fence, self._fences))
         self._fences.clear()
@@ -243,22 +243,23 @@ class Router:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
         self._is_live = False
         self._settle_mailboxes(math.inf)
-        lost: dict[Mailbox, list[str]] = {}
-        for target, (state, _) in self._wire.items():
-            route = self._wishes[target.kind].get(target.key)
-            if route is not None and state is Wire.ON:
-                for mailbox in route.mailboxes():
-                    lost.setdefault(mailbox, []).append(route.name)
-                    self._missing.setdefault(mailbox, set()).add(target)
-        for mailbox, names in lost.items():
-            mailbox.open_hole(names)
+        lost: defaultdict[Mailbox, list[Route]] = defaultdict(list)
+        wire, on = self._wire, Wire.ON
+        for routes in self._wishes.values():
+            for route in routes.values():
+                burst = wire.get(route.target)
+                if burst is not None and burst.wire is on:
+                    for mailbox in route.mailboxes():
+                        lost[mailbox].append(route)
+        for mailbox, gone in lost.items():
+            mailbox.open_hole(map(_name_of, gone))
+            self._missing.setdefault(mailbox, set()).update(map(_target_of, gone))
         bursts = [*self._bursts, *self._fences]
-        forgotten = [target for target in self._wire if target.key not in self._wishes[target.kind]]
-        self._wire.clear()
+        forgotten = list(wire)
+        wire.clear()
         self._bursts.clear()
         self._fences.clear()
-        for target in forgotten:
-            self._settle(target)
+        self._settle(forgotten, is_on=False)
         for burst in bursts:
             if burst.ticket is not None:
                 burst.ticket.release()
@@ -359,32 +360,66 @@ class Router:
         if burst.ticket is not None:
             burst.ticket.release()
         # a target that a later burst has touched is that burst's matter
-        targets = [target for target in burst.targets if self._wire[target][1] is burst]
+        targets = [target for target in burst.targets if self._wire[target] is burst]
+        is_alone = len(burst.targets) == 1
+        burst.targets = ()
         if burst.error is None and burst.wire is Wire.ASKED:
-            for target in targets:
-                self._wire[target] = (Wire.ON, burst)
-                self._settle(target)
+            burst.wire = Wire.ON
+            self._settle(targets, is_on=True)
             return
         for target in targets:
             del self._wire[target]
-            if burst.error is None or burst.wire is Wire.LEAVING:
-                self._settle(target)
-            elif len(burst.targets) == 1:
+        if burst.error is None or burst.wire is Wire.LEAVING:
+            self._settle(targets, is_on=False)
+        elif is_alone:
+            for target in targets:
                 self._refuse(target, burst.error)
-            else:
-                self._alone.add(target)
-                self._dirty[target] = None
+        else:
+            self._alone.update(targets)
+            self._dirty.update(dict.fromkeys(targets))
 
-    def _settle(self, target: Target) -> None:
-        """The server knows of a target what its subscribers want, unless they have changed their minds."""
-        route = self._wishes[target.kind].get(target.key)
-        if (route is not None) != (self._wire_state(target) is Wire.ON):
-            return  # it is dirty: the next `commands` sees to it
-        if self._missing and route is not None:
-            for mailbox in route.mailboxes():
-                self._found(mailbox, target)
-        for ticket in self._tickets.pop(target, ()):
-            ticket.release()
+    def _differences(self) -> dict[tuple[Kind, Wire], list[Target]]:
+        """What the server is to be told, by command."""
+        dirty, self._dirty = self._dirty, {}
+        bursts: dict[tuple[Kind, Wire], list[Target]] = {}
+        if self._asks_all:  # there is nothing to compare with, which would take 1 µs for each
+            self._asks_all = False
+            for kind, routes in self._wishes.items():
+                if routes:
+                    bursts[kind, Wire.ASKED] = [route.target for route in routes.values()]
+            self._settle([target for target in dirty if not self._is_wanted(target)], is_on=False)
+            return bursts
+        for target in dirty:
+            wanted = self._is_wanted(target)
+            state = self._wire_state(target)
+            if wanted != (state in (Wire.ASKED, Wire.ON)):
+                becomes = Wire.ASKED if wanted else Wire.LEAVING
+                bursts.setdefault((target.kind, becomes), []).append(target)
+            elif state in (None, Wire.ON):  # wished away and back before anything was sent
+                self._settle((target,), is_on=wanted)
+        return bursts
+
+    def _settle(self, targets: Sequence[Target], *, is_on: bool) -> None:
+        """The server knows of targets, or does not any more, as their subscribers want it.
+
+        Unless those have changed their minds; then it is dirty, and the next `commands` sees to it.
+        """
+        if not self._missing and not self._tickets:
+            return
+        found: defaultdict[Mailbox, list[Target]] = defaultdict(list)
+        wishes, missing, tickets = self._wishes, self._missing, self._tickets
+        for target in targets:
+            route = wishes[target.kind].get(target.key)
+            if (route is not None) is not is_on:
+                continue
+            if route is not None and missing:
+                for mailbox in route.mailboxes():
+                    found[mailbox].append(target)
+            if tickets:
+                for ticket in tickets.pop(target, ()):
+                    ticket.release()
+        for mailbox, back in found.items():
+            self._found(mailbox, back)
 
     def _refuse(self, target: Target, reason: str) -> None:
         """Nobody can have this target: whoever asks for it just now is told, all others in band."""
@@ -397,15 +432,15 @@ class Router:
         for mailbox in route.mailboxes():
             if target in self._missing.get(mailbox, ()):
                 mailbox.put_error(SubscribeRefused({route.name: reason}))
-            self._found(mailbox, target)
+            self._found(mailbox, (target,))
         for ticket in tickets:
             ticket.release()
 
-    def _found(self, mailbox: Mailbox, target: Target) -> None:
-        """A target that was lost with the connection is back, or not wanted any more."""
+    def _found(self, mailbox: Mailbox, targets: Iterable[Target]) -> None:
+        """Targets that may have been lost with the connection are back, or not wanted any more."""
         missing = self._missing.get(mailbox)
         if missing is not None:
-            missing.discard(target)
+            missing.difference_update(targets)
             if not missing:
                 del self._missing[mailbox]
                 mailbox.close_hole()
@@ -414,12 +449,17 @@ class Router:
         ticket.hold()
         self._tickets.setdefault(target, []).append(ticket)
 
+    def _is_wanted(self, target: Target) -> bool:
+        return target.key in self._wishes[target.kind]
+
     def _wire_state(self, target: Target) -> Wire | None:
-        entry = self._wire.get(target)
-        return None if entry is None else entry[0]
+        burst = self._wire.get(target)
+        return None if burst is None else burst.wire
 
     def _batches(self, targets: list[Target]) -> Iterator[list[Target]]:
-        together = [target for target in targets if target not in self._alone]
+        together = targets
+        if self._alone:
+            together = [target for target in targets if target not in self._alone]
         for start in range(0, len(together), BATCH):
             yield together[start : start + BATCH]
         for target in targets:
