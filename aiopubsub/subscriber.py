@@ -341,7 +341,10 @@ class Subscriber(Generic[T]):
                     return message
                 event = self._event(message)
             else:
-                event = await self._next_event()
+                item = await self._intake.next_item()
+                if item is None:
+                    raise StopAsyncIteration
+                event = self._event(item)
             if isinstance(event, Message):
                 return event
             self._report(event)
@@ -354,12 +357,6 @@ class Subscriber(Generic[T]):
         """
         self._open_link()
         return Events(self)
-
-    async def _next_event(self) -> Message[T] | Gap | Undecodable:
-        item = await self._intake.next_item()
-        if item is None:
-            raise StopAsyncIteration
-        return self._event(item)
 
     # -- a look at it ------------------------------------------------------------------------------
 
@@ -502,7 +499,10 @@ class Events(Generic[T]):
 
     async def __anext__(self) -> Message[T] | Gap | Undecodable:
         """The next event; ends and raises as `Subscriber.__anext__` does, but for gaps."""
-        return await self._subscriber._next_event()
+        item = await self._subscriber._intake.next_item()
+        if item is None:
+            raise StopAsyncIteration
+        return self._subscriber._event(item)
 
 
 def _name(topic: Subscribable[Any]) -> tuple[bool, str]:
