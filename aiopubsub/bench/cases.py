@@ -62,6 +62,7 @@ FIGURES = {
     "cpu_us_per_message": Figure("CPU µs/message"),
     "cpu_us_per_delivery": Figure("CPU µs/delivery"),
     "longest_turn_ms": Figure("longest turn ms"),
+    "full_collection_ms": Figure("full GC ms"),
     "p50_us": Figure("p50 µs"),
     "p99_us": Figure("p99 µs"),
     "resubscribed_s": Figure("resubscribed s"),

@@ -19,7 +19,7 @@ from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.frame import frame
 from aiopubsub.mailbox import Mailbox, Overflow
 from aiopubsub.message import Gap, GapReason, Message
-from aiopubsub.router import BATCH, TURN, WAKE_COST, Router
+from aiopubsub.router import BATCH, STAGE, TURN, WAKE_COST, Router
 from aiopubsub.routes import Ticket
 from aiopubsub.topic import Pattern, Subscribable, Topic
 
@@ -712,7 +712,7 @@ def test_pushes_of_other_kinds_and_of_others_are_passed_over() -> None:
 def test_a_turn_ends_after_so_many_deliveries() -> None:
     """A long fan-out lets others run: mailboxes take what is theirs a turn at a time, in their order."""
     talk = Talk()
-    boxes = [mailbox() for _ in range(900)]
+    boxes = [mailbox() for _ in range(600)]
     for box in boxes:
         talk.router.add(box, topics(1), ticket())
     talk.settle()
@@ -730,6 +730,22 @@ def test_a_turn_ends_after_so_many_deliveries() -> None:
     with pytest.raises(OutOfStep):
         talk.router.receive(backlog)
     assert all(box.buffered == each for box in boxes)
+
+
+def test_a_long_run_wakes_each_subscriber_once() -> None:
+    """However many others there are: to wake one for a part of the run at a time costs much more."""
+    talk = Talk()
+    woken: list[int] = []
+    boxes = [mailbox() for _ in range(300)]
+    for box in boxes:
+        box.wake = woken.append
+        talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    count = 2 * STAGE // len(boxes)
+    backlog = deque([Push([b"message", b"c0", b"%d" % n]) for n in range(count)])
+    while talk.router.receive(backlog):
+        pass
+    assert woken == [count] * len(boxes)
 
 
 def test_what_was_staged_is_there_before_the_gap() -> None:
