@@ -26,12 +26,13 @@ __all__ = [
 
 OURS = "ours"
 UVLOOP = "ours-uvloop"
-PEERS = ("redis-py", "coredis", "glide", "floor")
+PEERS = ("redis-py", "coredis", "glide", "floor", "floor-asyncio")
 
 _OPTIONAL = {UVLOOP: "uvloop", "coredis": "coredis", "glide": "glide"}
 """What they need that need not be installed."""
 
 _ALL = (OURS, UVLOOP, *PEERS)
+_SUBSCRIBE = (OURS, "redis-py", "floor", "floor-asyncio")
 _ASYNC = (OURS, UVLOOP, "redis-py", "coredis", "glide")
 _LIBRARIES = (OURS, "redis-py", "coredis", "glide")
 
@@ -118,8 +119,7 @@ def _cases() -> Iterable[Case]:
     for size in (1, 100, 10_000, 100_000):
         job = {"measure": "receive", "channels": size}
         title = f"receive from {size} channels"
-        who = (OURS, "redis-py", "floor")
-        yield Case("channels", f"channels-{size}", title, who, cpu, job, size, number)
+        yield Case("channels", f"channels-{size}", title, _SUBSCRIBE, cpu, job, size, number)
     for size in (1, 10, 100, 1000, 10_000):
         job = {"measure": "publish", "in_flight": size}
         title = f"awaited publishes, {size} in flight"

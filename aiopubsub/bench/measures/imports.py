@@ -29,8 +29,9 @@ print(json.dumps([time.perf_counter() - wall_s, time.process_time() - cpu_s]))
 async def measure(contestant: Contestant, job: Job) -> Figures:  # noqa: ARG001  # as the others
     """The least of a few times, because whatever disturbs an import adds to it.
 
-    Before them there is one that compiles everything and fills the system's cache of files. All read bytecode from a folder of their own: else who was installed without it would be
-    compiled again each time, where `PYTHONDONTWRITEBYTECODE` is set.
+    Before them there is one that compiles everything and fills the system's cache of files. All read
+    bytecode from a folder of their own: else who was installed without it would be compiled again each
+    time, where `PYTHONDONTWRITEBYTECODE` is set.
     """
     code = _CODE.format(module=contestant.module)
     with TemporaryDirectory() as folder:
