@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "CASES",
     "FIGURES",
+    "NOT_IN_QUICK",
     "OURS",
     "PEERS",
     "UVLOOP",
@@ -152,14 +153,19 @@ def _cases() -> Iterable[Case]:
 CASES = tuple(_cases())
 
 
-def choose_cases(names: Iterable[str] | None) -> list[Case]:
-    """The cases of these names or families, in their own order; all of them for `None`.
+NOT_IN_QUICK = frozenset(("receive-16", "receive-1024", "channels-100", "channels-10000", "publish-10"))
+"""Sizes between others, which no promise is about: without them a quick run takes a minute and a half."""
+
+
+def choose_cases(names: Iterable[str] | None, *, is_quick: bool = False) -> list[Case]:
+    """The cases of these names or families, in their own order; for `None` all of them, or all of a quick
+    run.
 
     Raises:
         ValueError: A name is unknown.
     """
     if names is None:
-        return list(CASES)
+        return [case for case in CASES if not (is_quick and case.name in NOT_IN_QUICK)]
     wanted = set(names)
     known = {name for case in CASES for name in (case.family, case.name)}
     if unknown := sorted(wanted - known):
