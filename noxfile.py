@@ -76,6 +76,13 @@ def chaos(session: nox.Session) -> None:
     session.run("pytest", "tests/chaos", "-rP", *rest, env=schedule)
 
 
+@nox.session
+def bench(session: nox.Session) -> None:
+    """The library beside others, see docs/performance.md: `nox -s bench -- --quick --json figures.json`."""
+    session.install("-e", ".[cli,server]", *GROUPS["bench"])
+    session.run("aiopubsub", "bench", *session.posargs)
+
+
 def install_tests(session: nox.Session, *pins: str) -> None:
     """The package as users install it, and what its tests need."""
     session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")

@@ -168,9 +168,10 @@ class Link(Generic[D]):
             Closed: It was closed.
         """
         self.open()
-        with anyio.move_on_after(timeout):
-            while self.state is not State.LIVE and self.state is not State.CLOSED:
-                await self._change()
+        if not self._is_decided():  # else without a timer, which asyncio keeps until it is due
+            with anyio.move_on_after(timeout):
+                while not self._is_decided():
+                    await self._change()
         if self.state is State.LIVE:
             return
         if self.state is State.CLOSED:
@@ -338,6 +339,10 @@ class Link(Generic[D]):
             if not waiter.done():
                 waiter.set_result(None)
         self._changed.clear()
+
+    def _is_decided(self) -> bool:
+        """Whether it is live or never will be."""
+        return self.state in (State.LIVE, State.CLOSED)
 
     async def _change(self) -> None:
         waiter = self._loop.create_future()

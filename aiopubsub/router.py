@@ -25,21 +25,23 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from enum import Enum
+from operator import attrgetter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .dialogue import Command, OutOfStep
 from .errors import Closed, ErrorReply, PubSubError, SubscribeRefused
 from .frame import MAGIC, NO_HEADERS, NONE_TOLD, VERSION, Place, unframe
 from .mailbox import Mailbox
 from .message import KeptMessage, Message
+from .reads import Read, Reads
 from .routes import Kind, Route, Target, Ticket
 from .topic import Subscribable
-from .trail import Stage, Trail, Unreadable
+from .trail import Trail
 
 __all__ = ["Router"]
 
@@ -52,14 +54,13 @@ TURN = 25_000
 STAGE = 100_000
 """Deliveries that are staged at a time, which takes 0.03 µs each, before mailboxes take theirs."""
 
-READS = 8
-"""Trails that may wait for a page at a time, so that 8 MB of them are on their way at most."""
+WAKE_COST = 75
+"""Deliveries that take as long as to wake the task of one subscriber and to let it run: 15 µs."""
 
-AUDIT_S = 60.0
-"""How often a trail that is quiet looks whether the history is still the one it follows."""
 
-WAKE_COST = 25
-"""Deliveries that take as long as to wake the task of one subscriber: 5 µs."""
+_key_of = attrgetter("key")
+_name_of = attrgetter("name")
+_target_of = attrgetter("target")
 
 
 class Wire(Enum):
@@ -71,7 +72,13 @@ class Wire(Enum):
 
 
 class _Burst:
-    """One command and its fence."""
+    """One command and its fence.
+
+    Attributes:
+        wire: What the server knows of its targets, all of them at once: an object of each target's own
+            would be 100 000 for the garbage collector to look through again and again.
+        targets: What it is about, until the fence is back.
+    """
 
     __slots__ = ("error", "targets", "ticket", "token", "wire")
 
@@ -83,21 +90,19 @@ class _Burst:
         ticket: Ticket | None = None,
     ) -> None:
         self.token = token
-        self.wire = wire  # what its targets become when it is sent
+        self.wire = wire
         self.targets = targets
         self.ticket = ticket
         self.error: str | None = None
 
 
-class _Reading:
-    """What a trail has asked for."""
+class _Run(NamedTuple):
+    """Messages that are to be staged for some mailboxes."""
 
-    __slots__ = ("missing", "replies", "trail")
-
-    def __init__(self, trail: Trail, missing: int) -> None:
-        self.trail = trail
-        self.missing = missing  # replies
-        self.replies: list[Any] = []
+    messages: list[Message[object]]
+    uids: list[bytes]
+    """Of the first of them that follow on each other in their history, perhaps of all."""
+    mailboxes: Iterator[tuple[Mailbox, Trail | None]]
 
 
 class Router:
@@ -113,23 +118,21 @@ class Router:
     def __init__(self, push: type[list[Any]]) -> None:
         self.is_stalled = False
         self._push = push
-        self._mailboxes: dict[Mailbox, dict[Target, Trail]] = {}  # with the trails that fill them
+        self._mailboxes: dict[Mailbox, None] = {}
+        self._reads = Reads()
         self._wishes: dict[Kind, dict[bytes, Route]] = {kind: {} for kind in Kind}
-        self._wire: dict[Target, tuple[Wire, _Burst]] = {}
+        self._wire: dict[Target, _Burst] = {}  # by the last burst that a target was in
         self._dirty: dict[Target, None] = {}  # wish and wire may differ; in order of change
         self._alone: set[Target] = set()  # of a burst that failed: to be asked one by one
         self._tickets: dict[Target, list[Ticket]] = {}
         self._missing: dict[Mailbox, set[Target]] = {}  # lost with the connection, not yet back
-        self._due: deque[_Burst | _Reading] = deque()  # sent, and not all of it answered
-        self._wanting: dict[Trail, None] = {}  # trails that want to ask, in order
-        self._reading: set[Trail] = set()  # trails whose answers are due
-        self._joining: dict[Trail, list[Ticket]] = {}  # to be released when it is joined
-        self._catching_up: dict[Trail, list[Ticket]] = {}  # to be released when it is live
-        self._audits: dict[Trail, float] = {}  # when the next one is due, by the clock of `expire`
+        self._due: deque[_Burst | Read] = deque()  # sent, and not all of it answered
         self._fences: list[_Burst] = []  # to be sent, without a command
+        self._runs: deque[_Run] = deque()  # to be staged
         self._touched: deque[Mailbox] = deque()  # have staged messages
         self._tokens = itertools.count(1)
         self._is_live = False
+        self._asks_all = False  # the session has just begun, and the server knows of nothing
         self._closed_by: PubSubError | None = None
 
     # -- what subscribers want ---------------------------------------------------------------------
@@ -149,7 +152,7 @@ class Router:
             ticket.error = copy(self._closed_by)
             ticket.check()
             return
-        its_trails = self._mailboxes.setdefault(mailbox, {})
+        self._mailboxes[mailbox] = None
         for topic in topics:
             target = Target.of(topic)
             wishes = self._wishes[target.kind]
@@ -157,17 +160,17 @@ class Router:
             if route is None:
                 route = wishes[target.key] = Route(target, topic.name)
                 self._dirty[target] = None
-            trail = its_trails.get(target)
+            trail = self._reads.of(mailbox, target)
             if trail is None and topic in trails:
-                trail = its_trails[target] = trails[topic]
+                trail = trails[topic]
+                self._reads.add(target, trail)
             route.add(topic, mailbox, trail)
             if self._wire_state(target) is not Wire.ON:
                 self._wait_for(target, ticket)
-            elif trail is not None and trail.state is Stage.OFF:
-                self._set_out(trail)
-            if trail is not None and not trail.is_joined:
-                ticket.hold()
-                self._joining.setdefault(trail, []).append(ticket)
+            elif trail is not None:
+                self._reads.set_out(trail)
+            if trail is not None:
+                self._reads.wait_for_join(trail, ticket)
         ticket.check()
 
     def remove(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
@@ -175,10 +178,10 @@ class Router:
 
         The ticket is done when the server has forgotten those that nobody wants any more.
         """
-        for topic in topics:
-            target = Target.of(topic)
-            self._found(mailbox, target)
-            self._leave(mailbox, target)
+        targets = [Target.of(topic) for topic in topics]
+        self._found(mailbox, targets)
+        for target in targets:
+            self._reads.leave(mailbox, target)
             route = self._wishes[target.kind].get(target.key)
             if route is None:
                 continue
@@ -205,17 +208,12 @@ class Router:
 
     def catch_up(self, mailbox: Mailbox, ticket: Ticket) -> None:
         """Let a ticket be done when all that its histories hold has been put into a mailbox."""
-        for trail in self._mailboxes.get(mailbox, {}).values():
-            if trail.state is not Stage.LIVE:
-                ticket.hold()
-                self._catching_up.setdefault(trail, []).append(ticket)
+        self._reads.catch_up(mailbox, ticket)
         ticket.check()
 
     def make_use_of_room(self, mailbox: Mailbox) -> None:
         """A mailbox has room again: read on for it."""
-        for trail in self._mailboxes.get(mailbox, {}).values():
-            trail.has_room()
-            self._let_ask(trail)
+        self._reads.make_use_of_room(mailbox)
 
     def forget(self, mailbox: Mailbox) -> None:
         """Let go of a mailbox whose topics were all removed."""
@@ -228,11 +226,7 @@ class Router:
             ticket.error = error
             ticket.release()
         self._tickets.clear()
-        for waiting in (self._joining, self._catching_up):
-            for ticket in [ticket for tickets in waiting.values() for ticket in tickets]:
-                ticket.error = error
-                ticket.release()
-            waiting.clear()
+        self._reads.close(error)
         for mailbox in self._mailboxes:
             if not isinstance(error, Closed):
                 mailbox.put(error)
@@ -243,42 +237,26 @@ class Router:
 
     def begin(self) -> None:
         """A session begins: the server knows of nothing, all wishes are to be sent."""
-        self._is_live = True
-        for kind, routes in self._wishes.items():
-            self._dirty.update(dict.fromkeys(Target(kind, key) for key in routes))
+        self._is_live = self._asks_all = True
 
     def commands(self) -> list[Command]:
         """What to send now, in order. Asked again, it is empty until something has changed."""
-        if not self._is_live or not (self._dirty or self._fences or self._wanting):
+        is_idle = not (self._dirty or self._fences or self._asks_all or self._reads.can_ask)
+        if not self._is_live or is_idle:
             return []
-        bursts: dict[tuple[Kind, Wire], list[Target]] = {}
-        for target in self._dirty:
-            wanted = target.key in self._wishes[target.kind]
-            state = self._wire_state(target)
-            if wanted != (state in (Wire.ASKED, Wire.ON)):
-                becomes = Wire.ASKED if wanted else Wire.LEAVING
-                bursts.setdefault((target.kind, becomes), []).append(target)
-            elif state in (None, Wire.ON):
-                self._settle(target)  # wished away and back before anything was sent
-        self._dirty.clear()
         commands: list[Command] = []
-        for (kind, becomes), targets in bursts.items():
+        for (kind, becomes), targets in self._differences().items():
             verb = kind.value[becomes is Wire.LEAVING]
             for batch in self._batches(targets):
                 burst = _Burst(self._new_token(), becomes, batch)
-                for target in batch:
-                    self._wire[target] = (becomes, burst)
-                commands.append((verb, *(target.key for target in batch)))
+                self._wire.update(dict.fromkeys(batch, burst))
+                commands.append((verb, *map(_key_of, batch)))
                 commands.append(self._send_fence(burst))
         commands.extend(map(self._send_fence, self._fences))
         self._fences.clear()
-        while self._wanting and len(self._reading) < READS:
-            trail = next(iter(self._wanting))
-            del self._wanting[trail]
-            if questions := trail.ask():
-                self._reading.add(trail)
-                self._due.append(_Reading(trail, len(questions)))
-                commands += questions
+        for read, questions in self._reads.questions():
+            self._due.append(read)
+            commands += questions
         return commands
 
     def ping(self, on_answer: Callable[[], None] = lambda: None) -> None:
@@ -303,56 +281,42 @@ class Router:
         self.is_stalled = False
         try:
             left: float = TURN
-            while (left := self._settle_mailboxes(left)) > 0 and backlog:
+            while (left := self._hand_out(left)) > 0 and backlog:
                 self._receive(backlog)
         except BaseException:
-            self._settle_mailboxes(math.inf)  # what came before the failure counts
+            self._hand_out(math.inf)  # what came before the failure counts
             raise
-        return bool(backlog or self._touched)
+        return bool(backlog or self._runs or self._touched)
 
     def expire(self, now: float) -> float:
-        """Let quiet trails look after their histories, each at its time; when the next one is due."""
-        trails = [trail for trails in self._mailboxes.values() for trail in trails.values()]
-        audits = self._audits
-        for count, trail in enumerate(trails):
-            if trail not in audits:  # spread out, so that not all look at once
-                audits[trail] = now + AUDIT_S * (1 - count * 0.618 % 1)
-            elif audits[trail] <= now:
-                audits[trail] = now + AUDIT_S
-                if trail.state is Stage.LIVE and trail not in self._reading:
-                    self._wanting[trail] = None
-        self._audits = {trail: audits[trail] for trail in trails}
-        return min(self._audits.values(), default=math.inf)
+        """Let quiet trails look after their histories; when the next one is due."""
+        return self._reads.expire(now)
 
     def end(self, reason: str = "closed") -> None:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
         self._is_live = False
-        self._settle_mailboxes(math.inf)
-        lost: dict[Mailbox, list[str]] = {}
-        for target, (state, _) in self._wire.items():
-            route = self._wishes[target.kind].get(target.key)
-            if route is None:
-                continue
-            for mailbox in route.live_mailboxes():
-                if state is Wire.ON:
-                    self._missing.setdefault(mailbox, set()).add(target)
-                # lost before and asked for again: messages may have come before it was confirmed
-                if target in self._missing.get(mailbox, ()):
-                    lost.setdefault(mailbox, []).append(route.name)
-        for mailbox, names in lost.items():
-            mailbox.open_hole(names, reason)
-        for trails in self._mailboxes.values():
-            for trail in trails.values():
-                trail.off()
+        self._hand_out(math.inf)
+        lost: defaultdict[Mailbox, list[Route]] = defaultdict(list)
+        wire, on = self._wire, Wire.ON
+        for routes in self._wishes.values():
+            for route in routes.values():
+                burst = wire.get(route.target)
+                if burst is None:
+                    continue
+                for mailbox in route.live_mailboxes():
+                    # lost before and asked for again: messages may have come before it was confirmed
+                    if burst.wire is on or route.target in self._missing.get(mailbox, ()):
+                        lost[mailbox].append(route)
+        for mailbox, gone in lost.items():
+            mailbox.open_hole(map(_name_of, gone), reason)
+            self._missing.setdefault(mailbox, set()).update(map(_target_of, gone))
+        self._reads.end()
         bursts = [*(due for due in self._due if isinstance(due, _Burst)), *self._fences]
-        forgotten = [target for target in self._wire if target.key not in self._wishes[target.kind]]
-        self._wire.clear()
+        forgotten = list(wire)
+        wire.clear()
         self._due.clear()
-        self._wanting.clear()
-        self._reading.clear()
         self._fences.clear()
-        for target in forgotten:
-            self._settle(target)
+        self._settle(forgotten, is_on=False)
         for burst in bursts:
             if burst.ticket is not None:
                 burst.ticket.release()
@@ -360,28 +324,27 @@ class Router:
     # -- the path of a message -------------------------------------------------------------------
 
     def _receive(self, backlog: deque[Any]) -> None:  # noqa: C901, PLR0912, PLR0915  # one loop, see below
-        """Stage messages, up to the next reply; or deal with that, if it is first.
+        """Take messages, up to the next reply; or deal with that, if it is first.
 
         One loop, without a call for each message that could be spared: it is what receiving costs.
         Each push is let go of before the next one, so few objects are alive and Python's garbage
-        collector sleeps: 0.03 µs less. Messages of one route that follow each other are staged
-        together if it has many mailboxes: 0.1 µs less for each of them.
+        collector sleeps: 0.03 µs less. Messages of one route that follow each other make a run if it
+        has many mailboxes, to be staged for each of them at once: 0.1 µs less for each.
         """
         push = self._push
         channels = self._wishes[Kind.CHANNEL]
         patterns = self._wishes[Kind.PATTERN]
         magic = MAGIC[0]
-        touched = self._touched
+        runs, touched = self._runs, self._touched
         running: Route | None = None  # whose messages are in the run
         run: list[Message[object]] = []
         uids: list[bytes] = []  # of its messages that follow on each other
         told: list[bytes] = []  # of a message's place
-        most = 0  # messages of a run
         try:
             while backlog:
                 item = backlog.popleft()
                 if item.__class__ is not push:
-                    if running is not None or touched:  # what came before the reply is before it
+                    if running is not None or runs or touched:  # what came before the reply is before it
                         backlog.appendleft(item)
                     else:
                         self._on_reply(item)
@@ -404,7 +367,12 @@ class Router:
                     # `unframe` for what is usual with a history, without a call: 0.2 µs less
                     head, end, rest = payload.partition(NONE_TOLD)
                     told = head.split(b" ", 4)
-                    if end and len(told) == 4 and told[0] == VERSION and told[1].replace(b"-", b"", 1).isdigit():
+                    if (
+                        end
+                        and len(told) == 4
+                        and told[0] == VERSION
+                        and told[1].replace(b"-", b"", 1).isdigit()
+                    ):
                         payload, place = rest, head
                     elif (framed := unframe(payload)) is not None:
                         payload, headers, place = framed
@@ -412,56 +380,69 @@ class Router:
                     elif payload.startswith(MAGIC):
                         route.count_malformed()
                 if running is not None and route is not running:
-                    self._stage(running, run, uids)
+                    self._add_run(running, run, uids)
                     running, run, uids = None, [], []
                 origin = route.origin if channel is None else route.first.origin_in(channel)
                 if place is None:
                     message = Message(payload, payload, origin, headers)
                 else:
                     message = KeptMessage(payload, payload, origin, headers, place)
-                if (mailbox := route.only) is None:
-                    if running is None:
-                        running, most = route, STAGE // len(route.first.mailboxes)
-                    if place is not None and (not uids or told[3] == uids[-1]) and len(uids) == len(run):
+                if (mailbox := route.only) is None or runs:
+                    running = route
+                    if place is not None and len(uids) == len(run) and (not uids or told[3] == uids[-1]):
                         uids.append(told[2])
                     run.append(message)
-                    if len(run) >= most:
-                        return
                 else:
                     if not (staged := mailbox.staged):
                         touched.append(mailbox)
                     staged.append(message)
         finally:  # also after a failure
             if running is not None:
-                self._stage(running, run, uids)
+                self._add_run(running, run, uids)
 
-    def _stage(self, route: Route, run: list[Message[object]], uids: list[bytes]) -> None:
-        """Give a run of messages to every mailbox of a route, to take when it is settled.
-
-        The uids are those of the first messages of the run that follow on each other, perhaps of all.
-        """
+    def _add_run(self, route: Route, run: list[Message[object]], uids: list[bytes]) -> None:
+        """A run of messages is to be staged for all mailboxes that a route has now."""
         for group in route.groups.values():
             messages = run if group is route.first else [group.own(message) for message in run]
-            for mailbox, trail in group.mailboxes.items():
+            self._runs.append(_Run(messages, uids, iter(list(group.mailboxes.items()))))
+
+    def _stage(self) -> None:
+        """Give the first runs to their mailboxes, to take when they are settled; `STAGE` deliveries.
+
+        It may stop in the middle of a run, so that each mailbox gets all of a long one: its subscriber
+        is woken once for 200 messages, and not once for ten, because there are 10 000 others.
+        """
+        runs, touched = self._runs, self._touched
+        left = STAGE
+        while runs and left > 0:
+            messages, uids, mailboxes = runs[0]
+            for mailbox, trail in mailboxes:
                 is_new = not mailbox.staged
                 if trail is None:
                     mailbox.staged += messages
                 else:
                     trail.push(messages, uids)
-                    self._let_ask(trail)
+                    self._reads.let_ask(trail)
                 if is_new and mailbox.staged:
-                    self._touched.append(mailbox)
+                    touched.append(mailbox)
+                left -= len(messages)
+                if left <= 0:
+                    return
+            runs.popleft()
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _settle_mailboxes(self, left: float) -> float:
-        """Let mailboxes take what was staged, as long as a turn's deliveries are left; how many are."""
+    def _hand_out(self, left: float) -> float:
+        """Let mailboxes take what came, as long as a turn's deliveries are left; how many are."""
         touched = self._touched
-        while touched and left > 0:
-            mailbox = touched.popleft()
-            left -= len(mailbox.staged) + WAKE_COST
-            if mailbox.settle():
-                self.is_stalled = True
+        while left > 0 and (touched or self._runs):
+            if not touched:
+                self._stage()
+            while touched and left > 0:
+                mailbox = touched.popleft()
+                left -= len(mailbox.staged) + WAKE_COST
+                if mailbox.settle():
+                    self.is_stalled = True
         return left
 
     def _on_reply(self, reply: object) -> None:
@@ -470,9 +451,8 @@ class Router:
         if not self._due:
             raise OutOfStep(f"a reply that nobody asked for: {type(reply).__name__}")
         due = self._due[0]
-        if isinstance(due, _Reading):
-            due.replies.append(reply)
-            if len(due.replies) == due.missing:
+        if isinstance(due, Read):
+            if due.is_complete_with(reply):
                 self._due.popleft()
                 self._on_read(due)
         elif isinstance(reply, ErrorReply):
@@ -483,61 +463,86 @@ class Router:
         else:
             raise OutOfStep(f"a fence was due, not {type(reply).__name__}")
 
-    def _on_read(self, reading: _Reading) -> None:
-        """All that a trail has asked for is here."""
-        trail, mailbox = reading.trail, reading.trail.mailbox
-        self._reading.discard(trail)
-        if trail.state is Stage.OFF:
-            return  # it was left meanwhile
-        is_new = not mailbox.staged
-        try:
-            for reply in reading.replies:
-                if isinstance(reply, ErrorReply):
-                    raise Unreadable(str(reply))
-            trail.answer(reading.replies)
-        except Unreadable as error:
-            self._give_up(trail, str(error))
-            return
-        if is_new and mailbox.staged:
+    def _on_read(self, read: Read) -> None:
+        """All that a trail has asked for is here. Nothing is staged before it, see `_receive`."""
+        trail = read.trail
+        mailbox, is_joined = trail.mailbox, trail.is_joined
+        reason = self._reads.finish(read)
+        if reason is not None:  # to its subscriber that is a topic which was refused
+            self._reads.refuse(trail, reason)
+            self.remove(mailbox, (trail.topic,), Ticket(lambda: None))
+            if is_joined:
+                mailbox.put(SubscribeRefused({trail.topic.name: reason}))
+        if mailbox.staged:
             self._touched.append(mailbox)
-        self._let_ask(trail)
-        self._release(self._joining, trail)
-        if trail.state is Stage.LIVE:
-            self._release(self._catching_up, trail)
 
     def _on_fence(self, burst: _Burst) -> None:
         if burst.ticket is not None:
             burst.ticket.release()
         # a target that a later burst has touched is that burst's matter
-        targets = [target for target in burst.targets if self._wire[target][1] is burst]
+        targets = [target for target in burst.targets if self._wire[target] is burst]
+        is_alone = len(burst.targets) == 1
+        burst.targets = ()
         if burst.error is None and burst.wire is Wire.ASKED:
-            for target in targets:
-                self._wire[target] = (Wire.ON, burst)
-                self._settle(target)
+            burst.wire = Wire.ON
+            self._settle(targets, is_on=True)
             return
         for target in targets:
             del self._wire[target]
-            if burst.error is None or burst.wire is Wire.LEAVING:
-                self._settle(target)
-            elif len(burst.targets) == 1:
+        if burst.error is None or burst.wire is Wire.LEAVING:
+            self._settle(targets, is_on=False)
+        elif is_alone:
+            for target in targets:
                 self._refuse(target, burst.error)
-            else:
-                self._alone.add(target)
-                self._dirty[target] = None
+        else:
+            self._alone.update(targets)
+            self._dirty.update(dict.fromkeys(targets))
 
-    def _settle(self, target: Target) -> None:
-        """The server knows of a target what its subscribers want, unless they have changed their minds."""
-        route = self._wishes[target.kind].get(target.key)
-        if (route is not None) != (self._wire_state(target) is Wire.ON):
-            return  # it is dirty: the next `commands` sees to it
-        if self._missing and route is not None:
-            for mailbox in route.mailboxes():
-                self._found(mailbox, target)
-        if route is not None:
-            for trail in route.trails():
-                self._set_out(trail)
-        for ticket in self._tickets.pop(target, ()):
-            ticket.release()
+    def _differences(self) -> dict[tuple[Kind, Wire], list[Target]]:
+        """What the server is to be told, by command."""
+        dirty, self._dirty = self._dirty, {}
+        bursts: dict[tuple[Kind, Wire], list[Target]] = {}
+        if self._asks_all:  # there is nothing to compare with, which would take 1 µs for each
+            self._asks_all = False
+            for kind, routes in self._wishes.items():
+                if routes:
+                    bursts[kind, Wire.ASKED] = [route.target for route in routes.values()]
+            self._settle([target for target in dirty if not self._is_wanted(target)], is_on=False)
+            return bursts
+        for target in dirty:
+            wanted = self._is_wanted(target)
+            state = self._wire_state(target)
+            if wanted != (state in (Wire.ASKED, Wire.ON)):
+                becomes = Wire.ASKED if wanted else Wire.LEAVING
+                bursts.setdefault((target.kind, becomes), []).append(target)
+            elif state in (None, Wire.ON):  # wished away and back before anything was sent
+                self._settle((target,), is_on=wanted)
+        return bursts
+
+    def _settle(self, targets: Sequence[Target], *, is_on: bool) -> None:
+        """The server knows of targets, or does not any more, as their subscribers want it.
+
+        Unless those have changed their minds; then it is dirty, and the next `commands` sees to it.
+        """
+        if not self._missing and not self._tickets and not self._reads:
+            return
+        found: defaultdict[Mailbox, list[Target]] = defaultdict(list)
+        wishes, missing, tickets = self._wishes, self._missing, self._tickets
+        for target in targets:
+            route = wishes[target.kind].get(target.key)
+            if (route is not None) is not is_on:
+                continue
+            if route is not None and missing:
+                for mailbox in route.mailboxes():
+                    found[mailbox].append(target)
+            if route is not None and self._reads:
+                for trail in route.trails():
+                    self._reads.set_out(trail)
+            if tickets:
+                for ticket in tickets.pop(target, ()):
+                    ticket.release()
+        for mailbox, back in found.items():
+            self._found(mailbox, back)
 
     def _refuse(self, target: Target, reason: str) -> None:
         """Nobody can have this target: whoever asks for it just now is told, all others in band."""
@@ -548,67 +553,38 @@ class Router:
         for ticket in tickets:
             ticket.refused[route.name] = reason
         for mailbox in route.mailboxes():
-            trail = self._mailboxes[mailbox].get(target)
+            trail = self._reads.of(mailbox, target)
             if target in self._missing.get(mailbox, ()) or (trail is not None and trail.is_joined):
                 mailbox.put(SubscribeRefused({route.name: reason}))
-            self._found(mailbox, target)
-            self._leave(mailbox, target)
+            self._found(mailbox, (target,))
+            self._reads.leave(mailbox, target)
         for ticket in tickets:
             ticket.release()
 
-    def _found(self, mailbox: Mailbox, target: Target) -> None:
-        """A target that was lost with the connection is back, or not wanted any more."""
+    def _found(self, mailbox: Mailbox, targets: Iterable[Target]) -> None:
+        """Targets that may have been lost with the connection are back, or not wanted any more."""
         missing = self._missing.get(mailbox)
         if missing is not None:
-            missing.discard(target)
+            missing.difference_update(targets)
             if not missing:
                 del self._missing[mailbox]
                 mailbox.close_hole()
-
-    def _set_out(self, trail: Trail) -> None:
-        """The channel of a trail is subscribed."""
-        if trail.state is Stage.OFF:
-            trail.on()
-            self._let_ask(trail)
-
-    def _let_ask(self, trail: Trail) -> None:
-        if trail.state is Stage.READING and trail not in self._reading:
-            self._wanting[trail] = None
-
-    def _leave(self, mailbox: Mailbox, target: Target) -> None:
-        """A mailbox goes along a trail no more."""
-        trail = self._mailboxes.get(mailbox, {}).pop(target, None)
-        if trail is not None:
-            trail.off()
-            self._wanting.pop(trail, None)
-            self._release(self._joining, trail)
-            self._release(self._catching_up, trail)
-
-    def _give_up(self, trail: Trail, reason: str) -> None:
-        """The history cannot be read: to its subscriber that is a topic which was refused."""
-        mailbox, topic, is_joined = trail.mailbox, trail.topic, trail.is_joined
-        for ticket in self._joining.get(trail, ()):
-            ticket.refused[topic.name] = reason
-        nobody = Ticket(lambda: None)
-        self.remove(mailbox, (topic,), nobody)
-        if is_joined:
-            mailbox.put(SubscribeRefused({topic.name: reason}))
-
-    @staticmethod
-    def _release(waiting: dict[Trail, list[Ticket]], trail: Trail) -> None:
-        for ticket in waiting.pop(trail, ()):
-            ticket.release()
 
     def _wait_for(self, target: Target, ticket: Ticket) -> None:
         ticket.hold()
         self._tickets.setdefault(target, []).append(ticket)
 
+    def _is_wanted(self, target: Target) -> bool:
+        return target.key in self._wishes[target.kind]
+
     def _wire_state(self, target: Target) -> Wire | None:
-        entry = self._wire.get(target)
-        return None if entry is None else entry[0]
+        burst = self._wire.get(target)
+        return None if burst is None else burst.wire
 
     def _batches(self, targets: list[Target]) -> Iterator[list[Target]]:
-        together = [target for target in targets if target not in self._alone]
+        together = targets
+        if self._alone:
+            together = [target for target in targets if target not in self._alone]
         for start in range(0, len(together), BATCH):
             yield together[start : start + BATCH]
         for target in targets:

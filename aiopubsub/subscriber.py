@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
@@ -152,7 +152,6 @@ class Subscriber(Generic[T]):
             raise ValueError("`name` is for topics with history; give one of the topics a `history`")
         self._cursor: Cursor | None = None
         self._trails: dict[str, Trail] = {}
-        self._strayed: set[str] = set()  # topics with history that had a message without one
         self._client, self._owns_client = as_client(source_or_client)
         self._deployment: Deployment | None = None
         self._link: Link[Router] | None = None
@@ -259,7 +258,7 @@ class Subscriber(Generic[T]):
             link.kick()
             self._topics.clear()
             self._mailbox.end()
-            await self._intake.ended.wait()
+            await self._intake.until_ended()
         self._mailbox.end()
         return self._mailbox.buffered + len(self._intake.hand)
 
@@ -376,7 +375,10 @@ class Subscriber(Generic[T]):
                     return message
                 event = self._event(message)
             else:
-                event = await self._next_event()
+                item = await self._next_item()
+                if item is None:
+                    raise StopAsyncIteration
+                event = self._event(item)
             if isinstance(event, Message):
                 return event
             self._report(event)
@@ -390,15 +392,17 @@ class Subscriber(Generic[T]):
         self._open_link()
         return Events(self)
 
-    async def _next_event(self) -> Message[T] | Gap | Undecodable:
-        if self._cursor is not None:
-            await self._cursor.finish()
+    def _next_item(self) -> Coroutine[Any, Any, Item | None]:
+        """The next item. Not a coroutine itself: one less for each task that waits."""
+        return self._intake.next_item() if self._cursor is None else self._next_of(self._cursor)
+
+    async def _next_of(self, cursor: Cursor) -> Item | None:
+        """The next item, after the one before it is done."""
+        await cursor.finish()
         item = await self._intake.next_item()
-        if item is None:
-            raise StopAsyncIteration
-        if self._cursor is not None and isinstance(item, KeptMessage) and item.topic.history is not None:
-            self._cursor.hand_over(item)
-        return self._event(item)
+        if isinstance(item, KeptMessage) and item.topic.history is not None:
+            cursor.hand_over(item)
+        return item
 
     # -- a look at it ------------------------------------------------------------------------------
 
@@ -479,13 +483,11 @@ class Subscriber(Generic[T]):
 
     def _on_stray(self, channel: str) -> None:
         """A topic with history is also published to without."""
-        if channel not in self._strayed:
-            self._strayed.add(channel)
-            logger.warning(
-                "%r is also published to without history: such messages come without a position, and are "
-                "lost with a connection",
-                channel,
-            )
+        logger.warning(
+            "%r is also published to without history: such messages come without a position, and are lost "
+            "with a connection",
+            channel,
+        )
 
     def _on_room(self) -> None:
         """The mailbox made somebody wait, and has room again."""
@@ -508,6 +510,8 @@ class Subscriber(Generic[T]):
         return reached
 
     async def _confirmation(self, link: Link[Router], settled: asyncio.Future[None]) -> None:
+        if settled.done():
+            return  # without a timer, which asyncio keeps until it is due
         try:
             with anyio.fail_after(self._client.connect_timeout):
                 await settled
@@ -594,7 +598,10 @@ class Events(Generic[T]):
 
     async def __anext__(self) -> Message[T] | Gap | Undecodable:
         """The next event; ends and raises as `Subscriber.__anext__` does, but for gaps."""
-        return await self._subscriber._next_event()
+        item = await self._subscriber._next_item()
+        if item is None:
+            raise StopAsyncIteration
+        return self._subscriber._event(item)
 
 
 def _name(topic: Subscribable[Any]) -> tuple[bool, str]:

@@ -93,7 +93,7 @@ class Trail:
         topic: The topic, which has a history.
         since: Where to begin.
         clock: Seconds since the epoch.
-        on_stray: Told of each message that was published without history.
+        on_stray: Told once, when there is a message that was published without history.
 
     Attributes:
         state: Where it stands.
@@ -107,7 +107,7 @@ class Trail:
         topic: Subscribable[object],
         since: Since,
         clock: Callable[[], float],
-        on_stray: Callable[[], None] = lambda: None,
+        on_stray: Callable[[], None] | None = None,
     ) -> None:
         self.mailbox = mailbox
         self.topic = topic
@@ -224,7 +224,9 @@ class Trail:
 
     def _push_one(self, message: Message[object]) -> None:
         if not isinstance(message, KeptMessage) or not message.is_sound:
-            self._on_stray()
+            if self._on_stray is not None:
+                self._on_stray()
+                self._on_stray = None
             self.mailbox.staged.append(message)  # it has no place: delivered as it came
         elif self.state is not Stage.LIVE:
             pass  # one before it was not taken: both will be read

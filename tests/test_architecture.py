@@ -20,7 +20,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 # A file may import those above it in this table, within a layer too (docs/design.md, "The house").
 LAYERS = [
     ["checks", "stats", "errors", "keys", "position", "topic", "since", "frame", "message", "mailbox"],
-    ["dialogue", "trail", "routes", "router", "append", "outbox"],
+    ["dialogue", "trail", "routes", "reads", "router", "append", "outbox"],
     ["wire", "memory_streams", "memory"],
     ["session"],
     ["link", "deployment"],

@@ -87,7 +87,11 @@ def test_vectors_with_a_place(valkey: Server) -> None:
             answer = admin.evalsha(sha, 1, key, "vectors", 10, "", "", uid, headers, payload)
             assert answer == [name, 1]
             assert pubsub.get_message(timeout=10)["data"] == published
-            assert unframe(published) == (payload, json.loads(headers), b" ".join([VERSION, name, uid, after]))
+            assert unframe(published) == (
+                payload,
+                json.loads(headers),
+                b" ".join([VERSION, name, uid, after]),
+            )
             ((stored, fields),) = admin.xrevrange(key, count=1)
             told = {b"headers": headers.encode()} if headers != "{}" else {}
             assert (stored, fields) == (name, {b"uid": uid, b"after": after, **told, b"data": payload})

@@ -14,6 +14,7 @@ from typing import Any
 __all__ = [
     "CASES",
     "FIGURES",
+    "NOT_IN_QUICK",
     "OURS",
     "PEERS",
     "UVLOOP",
@@ -26,12 +27,13 @@ __all__ = [
 
 OURS = "ours"
 UVLOOP = "ours-uvloop"
-PEERS = ("redis-py", "coredis", "glide", "floor")
+PEERS = ("redis-py", "coredis", "glide", "floor", "floor-asyncio")
 
 _OPTIONAL = {UVLOOP: "uvloop", "coredis": "coredis", "glide": "glide"}
 """What they need that need not be installed."""
 
 _ALL = (OURS, UVLOOP, *PEERS)
+_SUBSCRIBE = (OURS, "redis-py", "floor", "floor-asyncio")
 _ASYNC = (OURS, UVLOOP, "redis-py", "coredis", "glide")
 _LIBRARIES = (OURS, "redis-py", "coredis", "glide")
 
@@ -62,6 +64,7 @@ FIGURES = {
     "cpu_us_per_message": Figure("CPU µs/message"),
     "cpu_us_per_delivery": Figure("CPU µs/delivery"),
     "longest_turn_ms": Figure("longest turn ms"),
+    "full_collection_ms": Figure("full GC ms"),
     "p50_us": Figure("p50 µs"),
     "p99_us": Figure("p99 µs"),
     "resubscribed_s": Figure("resubscribed s"),
@@ -117,8 +120,7 @@ def _cases() -> Iterable[Case]:
     for size in (1, 100, 10_000, 100_000):
         job = {"measure": "receive", "channels": size}
         title = f"receive from {size} channels"
-        who = (OURS, "redis-py", "floor")
-        yield Case("channels", f"channels-{size}", title, who, cpu, job, size, number)
+        yield Case("channels", f"channels-{size}", title, _SUBSCRIBE, cpu, job, size, number)
     for size in (1, 10, 100, 1000, 10_000):
         job = {"measure": "publish", "in_flight": size}
         title = f"awaited publishes, {size} in flight"
@@ -151,14 +153,19 @@ def _cases() -> Iterable[Case]:
 CASES = tuple(_cases())
 
 
-def choose_cases(names: Iterable[str] | None) -> list[Case]:
-    """The cases of these names or families, in their own order; all of them for `None`.
+NOT_IN_QUICK = frozenset(("receive-16", "receive-1024", "channels-100", "channels-10000", "publish-10"))
+"""Sizes between others, which no promise is about: without them a quick run takes a minute and a half."""
+
+
+def choose_cases(names: Iterable[str] | None, *, is_quick: bool = False) -> list[Case]:
+    """The cases of these names or families, in their own order; for `None` all of them, or all of a quick
+    run.
 
     Raises:
         ValueError: A name is unknown.
     """
     if names is None:
-        return list(CASES)
+        return [case for case in CASES if not (is_quick and case.name in NOT_IN_QUICK)]
     wanted = set(names)
     known = {name for case in CASES for name in (case.family, case.name)}
     if unknown := sorted(wanted - known):

@@ -26,9 +26,16 @@ _COLOURS = {
     "coredis": "#e69f00",
     "glide": "#009e73",
     "floor": "#999999",
+    "floor-asyncio": "#555555",
 }
 _ORDER = (OURS, UVLOOP, *PEERS)
-_NAMES = {OURS: "aiopubsub", UVLOOP: "aiopubsub, uvloop", "glide": "valkey-glide", "floor": "bare socket"}
+_NAMES = {
+    OURS: "aiopubsub",
+    UVLOOP: "aiopubsub, uvloop",
+    "glide": "valkey-glide",
+    "floor": "bare socket",
+    "floor-asyncio": "bare asyncio",
+}
 _STYLE = {
     "font.size": 10,
     "font.sans-serif": ["DejaVu Sans", "Verdana", "Arial"],

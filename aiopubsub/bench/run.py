@@ -28,7 +28,7 @@ from .results import Results, Setting
 
 __all__ = ["Plan", "address_of", "run"]
 
-_MARGIN_S = 30.0  # for a process to start, connect and subscribe, beyond its measuring
+_MARGIN_S = 90.0  # to start, connect and subscribe, on a machine that has much else to do
 _CHILD = str(Path(__file__).with_name("child.py"))
 
 

@@ -27,6 +27,7 @@ from .raw import Address, RawConnection, pack
 __all__ = ["Flow", "Source", "main", "number_in"]
 
 _OUTSTANDING_BYTES = 1024 * 1024  # on their way to one subscriber
+_LEAST_OUTSTANDING = 512  # with many subscribers
 _CHUNK = 256
 _GRANT = b"."
 _READY = "ready"
@@ -48,12 +49,16 @@ class Flow:
 
     @classmethod
     def of(cls, job: Job) -> Flow:
-        """What fits a job: the more subscribers there are, the fewer messages are on their way."""
+        """What fits a job: the more subscribers there are, the fewer messages are on their way.
+
+        But no fewer than one read brings, so that a subscriber among many is woken for as many at a time
+        as one that is alone.
+        """
         message_bytes = job.payload_bytes + 96  # and what RESP takes
         outstanding = max(8, _OUTSTANDING_BYTES // message_bytes)
         if job.subscribers > 1:
-            outstanding = max(64, outstanding // job.subscribers)
-        chunk = min(_CHUNK, max(1, outstanding // 8))
+            outstanding = max(_LEAST_OUTSTANDING, outstanding // job.subscribers)
+        chunk = min(_CHUNK, max(1, outstanding // 4))
         laps = -(-max(job.channels, chunk) // chunk)
         return cls(chunk=chunk, window=outstanding // chunk, cycle=laps * chunk)
 

@@ -58,7 +58,7 @@ async def bench(place: Place, options: Options) -> int:
         PubSubError: There is no connection, or something that is needed is not installed.
     """
     with bad_input():
-        cases = choose_cases(_names(options.cases))
+        cases = choose_cases(_names(options.cases), is_quick=options.is_quick)
         contestants, missing = choose_contestants(_names(options.peers))
         check_payload(options.payload, cases)
     if options.json is not None and not options.json.absolute().parent.is_dir():

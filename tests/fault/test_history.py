@@ -11,11 +11,12 @@ from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
 import aiopubsub as ps
-from aiopubsub import router
+from aiopubsub import reads
 from aiopubsub.keys import history_key
 from aiopubsub.testing import Proxy, Server
 from tests.chaos.faults import Faults
@@ -331,7 +332,7 @@ async def test_a_promotion_without_a_break(
 ) -> None:
     """The server that is listened to becomes the replica of one that forked: found all the same."""
     if who_tells == "the audit":
-        monkeypatch.setattr(router, "AUDIT_S", 0.2)
+        monkeypatch.setattr(reads, "AUDIT_S", 0.2)
     a, b = pair
     kept = topic()
     async with (
@@ -393,7 +394,7 @@ async def test_a_chain_of_failovers(pair: tuple[Server, Server]) -> None:
 @pytest.mark.parametrize("how", ["the reply was lost", "the command was lost"])
 async def test_a_publish_whose_reply_is_lost_is_stored_once(valkey: Server, how: str, count: int) -> None:
     """It is sent again; the history tells whether the first try had arrived."""
-    kept = ps.Topic(f"once {how} {count}", history=ps.History(size=10_000))
+    kept = ps.Topic(f"once {token_hex(4)}", history=ps.History(size=10_000))
     async with (
         Proxy(valkey.port) as proxy,
         ps.Publisher(proxy.url, timeout=10) as pub,

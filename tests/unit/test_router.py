@@ -22,7 +22,8 @@ from aiopubsub.keys import history_key
 from aiopubsub.mailbox import Mailbox, Overflow
 from aiopubsub.memory_streams import MemoryStreams
 from aiopubsub.message import Gap, GapReason, KeptMessage, Message
-from aiopubsub.router import AUDIT_S, BATCH, READS, TURN, WAKE_COST, Router
+from aiopubsub.reads import AUDIT_S, READS
+from aiopubsub.router import BATCH, STAGE, TURN, WAKE_COST, Router
 from aiopubsub.routes import Ticket
 from aiopubsub.since import Since
 from aiopubsub.topic import History, Pattern, Subscribable, Topic
@@ -786,7 +787,7 @@ def test_pushes_of_other_kinds_and_of_others_are_passed_over() -> None:
 def test_a_turn_ends_after_so_many_deliveries() -> None:
     """A long fan-out lets others run: mailboxes take what is theirs a turn at a time, in their order."""
     talk = Talk()
-    boxes = [mailbox() for _ in range(900)]
+    boxes = [mailbox() for _ in range(600)]
     for box in boxes:
         talk.router.add(box, topics(1), ticket())
     talk.settle()
@@ -804,6 +805,22 @@ def test_a_turn_ends_after_so_many_deliveries() -> None:
     with pytest.raises(OutOfStep):
         talk.router.receive(backlog)
     assert all(box.buffered == each for box in boxes)
+
+
+def test_a_long_run_wakes_each_subscriber_once() -> None:
+    """However many others there are: to wake one for a part of the run at a time costs much more."""
+    talk = Talk()
+    woken: list[int] = []
+    boxes = [mailbox() for _ in range(300)]
+    for box in boxes:
+        box.wake = woken.append
+        talk.router.add(box, topics(1), ticket())
+    talk.settle()
+    count = 2 * STAGE // len(boxes)
+    backlog = deque([Push([b"message", b"c0", b"%d" % n]) for n in range(count)])
+    while talk.router.receive(backlog):
+        pass
+    assert woken == [count] * len(boxes)
 
 
 def test_what_was_staged_is_there_before_the_gap() -> None:
