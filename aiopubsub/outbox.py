@@ -411,51 +411,46 @@ class Outbox:
                 commands.append(command)
                 free -= 1
                 left -= len(command[-1])
+            elif request.promise.done():
+                waiting.popleft()
+                continue
+            elif request.in_flight > free < line.max_in_flight:
+                break
             elif isinstance(request, Append):
-                if request.in_flight > free < line.max_in_flight:
-                    break
-                call = self._gather(line, free)
-                if call is not None:
-                    if not self._has_script:
-                        self._has_script = True
-                        replies.append(_Own.LOAD)
-                        commands.append(LOAD)
-                    commands.append(call.command())
-                    replies.append(call)
-                    free -= call.in_flight
-                    left -= sum(append.bytes for append in call.appends)
+                call = Call(self._gather(request, waiting, free), line)
+                if not self._has_script:
+                    self._has_script = True
+                    replies.append(_Own.LOAD)
+                    commands.append(LOAD)
+                commands.append(call.command())
+                replies.append(call)
+                free -= call.in_flight
+                left -= sum(append.bytes for append in call.appends)
                 continue
             else:
-                count = request.in_flight
-                if count > free < line.max_in_flight:
-                    break
                 waiting.popleft()
-                if request.promise.done():
-                    continue
                 commands += request.commands
-                free -= count
+                free -= request.in_flight
                 left -= sum(len(command[-1]) for command in request.commands)
             replies.append(request)
         line.in_flight = line.max_in_flight - free
         return left
 
-    def _gather(self, line: Line, free: int) -> Call | None:
-        """Appends from the head of a line that can go in one call; `None` if all have given up."""
-        waiting, first = line.waiting, line.waiting[0]
+    @staticmethod
+    def _gather(first: Append, waiting: deque[Request | Batch | Append], free: int) -> list[Append]:
+        """The first append of a line, and those behind it that can go in the same call."""
         appends: list[Append] = []
         count, size = 0, 0
-        while waiting and isinstance(append := waiting[0], Append) and isinstance(first, Append):
-            is_alike = (append.channel, append.history) == (first.channel, first.history)
-            count += append.in_flight
-            size += append.bytes
-            if appends and (not is_alike or count > min(free, CALL_ENTRIES) or size > CALL_BYTES):
-                break
-            waiting.popleft()
-            if append.promise.done():
-                count -= append.in_flight
-            else:
+        while waiting and isinstance(append := waiting[0], Append):
+            if not append.promise.done():  # else the caller has given up
+                is_alike = (append.channel, append.history) == (first.channel, first.history)
+                count += append.in_flight
+                size += append.bytes
+                if appends and (not is_alike or count > min(free, CALL_ENTRIES) or size > CALL_BYTES):
+                    break
                 appends.append(append)
-        return Call(appends, line) if appends else None
+            waiting.popleft()
+        return appends
 
     def _why_not_sent(self) -> str:
         if self._is_live:

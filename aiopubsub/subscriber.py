@@ -14,7 +14,7 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeAlias, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, Self, TypeVar, Unpack, cast, overload
 
 import anyio
 
@@ -27,6 +27,7 @@ from .intake import Intake
 from .link import Link
 from .mailbox import Item, Mailbox, Overflow
 from .message import Gap, KeptMessage, Message, Undecodable
+from .options import OnGap, OverflowName, SubscriberOptions
 from .position import Position
 from .router import Router
 from .routes import Ticket
@@ -35,27 +36,13 @@ from .stats import SubscriberStats
 from .topic import Pattern, Subscribable, as_subscribable
 from .trail import Trail
 
-__all__ = ["Events", "Subscriber", "SubscriberOptions"]
+__all__ = ["Events", "Subscriber"]
 
 logger = logging.getLogger("aiopubsub.subscriber")
 
 T = TypeVar("T")
 
-OverflowName: TypeAlias = Literal["drop_oldest", "drop_newest", "fail", "block"]
-OnGap: TypeAlias = Literal["log", "raise"]
-
 _FORGET_TIMEOUT_S = 1.0  # how long `aclose` waits for the server to confirm that it has forgotten us
-
-
-class SubscriberOptions(TypedDict, total=False):
-    """The keyword arguments of `Subscriber`."""
-
-    buffer: int
-    buffer_bytes: int
-    overflow: OverflowName
-    since: SinceLike
-    name: str | None
-    on_gap: OnGap
 
 
 class Subscriber(Generic[T]):
@@ -94,10 +81,9 @@ class Subscriber(Generic[T]):
             channel; `sub.positions` is one. Begins anew only if there is no cursor yet, with `name`.
         name: A durable cursor: where this subscriber stands in its topics with history is kept on the
             server under this name, of 1 to 128 letters, digits and `. _ -`; a process that comes back
-            goes on there. A message is done when the next one is asked for, or the `async with`
-            block ends without an exception; a process that is killed repeats what it was at, if there
-            was a connection. Each message costs a round trip. One process at a time; the server keeps
-            it until somebody deletes it.
+            goes on there. A message is done when the next one is asked for, or with `done`; a process
+            that ends or is killed before repeats it. Each message costs a round trip. One process at
+            a time; the server keeps it until somebody deletes it.
         on_gap: What the plain iterator does with a gap: `"log"` a warning, or `"raise"` a `GapError`,
             after which iteration can go on. `events()` hands gaps over instead.
 
@@ -200,19 +186,13 @@ class Subscriber(Generic[T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        try:
-            if exc_type is None and self._cursor is not None and not self._is_closed:
-                with anyio.move_on_after(_FORGET_TIMEOUT_S):
-                    await self._cursor.finish()  # the block has ended well: so has what it was at
-        finally:
-            await self.aclose()
+        await self.aclose()
 
     async def aclose(self) -> None:
         """Unsubscribe and end every iterator; what is buffered is dropped.
 
         Waits a second at most for the server to confirm, so it never hangs; a second call does
-        nothing. A client that was made here is closed, a shared one is left open. Cancelling it
-        leaves nothing over: the server is told in any case.
+        nothing. A client that was made here is closed, a shared one left open. Cancelling is safe.
         """
         if self._is_closed:
             return
@@ -382,6 +362,14 @@ class Subscriber(Generic[T]):
             if isinstance(event, Message):
                 return event
             self._report(event)
+
+    async def done(self) -> None:
+        """With a `name`: what this task was handed last is done, though it may ask for no more.
+
+        Waits until the server has confirmed that, or the connection is lost. Cancelling changes nothing.
+        """
+        if self._cursor is not None:
+            await self._cursor.finish()
 
     def events(self) -> Events[T]:
         """Iterate over messages, gaps and undecodable messages alike, each at its place.

@@ -19,7 +19,19 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 # A file may import those above it in this table, within a layer too (docs/design.md, "The house").
 LAYERS = [
-    ["checks", "stats", "errors", "keys", "position", "topic", "since", "frame", "message", "mailbox"],
+    [
+        "checks",
+        "stats",
+        "errors",
+        "keys",
+        "position",
+        "topic",
+        "since",
+        "options",
+        "frame",
+        "message",
+        "mailbox",
+    ],
     ["dialogue", "trail", "routes", "reads", "router", "append", "outbox"],
     ["wire", "memory_streams", "memory"],
     ["session"],

@@ -136,6 +136,7 @@ async def _print(
             await writer.flush()
             stands.note()
         if left == 0:
+            await subscriber.done()
             return
 
 

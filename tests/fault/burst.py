@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 import aiopubsub as ps
-from aiopubsub.subscriber import OverflowName
+from aiopubsub.options import OverflowName
 
 
 def peak_bytes() -> int:

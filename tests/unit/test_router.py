@@ -1093,7 +1093,7 @@ def test_no_more_than_so_many_read_at_a_time() -> None:
     most = 0
     while commands := talk.send():
         most = max(most, sum(command[0] == b"XRANGE" for command in commands))
-        assert len(talk.router._reading) <= READS
+        assert len(talk.router._reads._reading) <= READS
         talk.run()
         talk.deliver()
     assert most == READS
@@ -1327,7 +1327,7 @@ def test_a_trail_that_is_left_has_no_more_looks() -> None:
     assert talk.router.expire(0.0) < float("inf")
     talk.router.remove(box, [kept("c")], ticket())
     assert talk.router.expire(0.0) == float("inf")
-    assert not talk.router._audits
+    assert not talk.router._reads._audits
 
 
 def test_nothing_is_left_over() -> None:
@@ -1345,7 +1345,13 @@ def test_nothing_is_left_over() -> None:
         talk.router.forget(box)
     talk.settle()
     router = talk.router
-    tables = (router._mailboxes, router._reading, router._wanting, router._joining, router._catching_up)
+    tables = (
+        router._mailboxes,
+        router._reads._reading,
+        router._reads._wanting,
+        router._reads._joining,
+        router._reads._catching_up,
+    )
     assert not any(tables)
     assert not router._wire
     assert not router._due
