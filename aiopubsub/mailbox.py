@@ -290,7 +290,7 @@ class Mailbox:
         """The first message of a history, or gap in it, that waits; `None` if there is none. Cost O(n)."""
         for item in itertools.chain(self._front, self._items, self.staged):
             if isinstance(item, KeptMessage) and _is_kept(item) and item.channel == channel:
-                return cast("KeptMessage[object]", item)
+                return item
             if isinstance(item, Gap) and channel in item.channels:
                 return item
         return None
