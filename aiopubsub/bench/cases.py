@@ -109,6 +109,11 @@ def _cases() -> Iterable[Case]:
         job = {"measure": "receive", "payload_bytes": size}
         yield Case("receive", f"receive-{size}", f"receive, {text}", _ALL, cpu, job, size, number)
     yield Case(
+        *("receive", "receive-history", "receive, 128 B, on a topic with history", (OURS, UVLOOP), cpu),
+        {"measure": "receive", "payload_bytes": 128, "has_history": True},
+        least_payload=number,
+    )
+    yield Case(
         *("pattern", "pattern", "receive by pattern", _ALL, cpu),
         {"measure": "receive", "is_pattern": True},
         least_payload=number,
@@ -129,6 +134,15 @@ def _cases() -> Iterable[Case]:
         *("many", "many", "publish_many or a pipeline, 1000 at a time", _ALL, rate),
         {"measure": "publish", "batch": 1000},
     )
+    for size in (100, 1000):
+        job = {"measure": "publish", "in_flight": size, "has_history": True}
+        title = f"awaited publishes to a history, {size} in flight"
+        yield Case("history", f"history-{size}", title, (OURS, UVLOOP, "floor"), rate, job, size)
+    for size in (100_000, 1_000_000):
+        job = {"measure": "catch_up", "messages": size}
+        title = f"read {size} stored messages"
+        who = (OURS, UVLOOP, "redis-py", "floor")
+        yield Case("catch-up", f"catch-up-{size}", title, who, rate, job, size, number)
     yield Case(
         *("latency", "latency", "from publish to receipt at 1000 messages/s", _ASYNC, "p50_us"),
         {"measure": "latency"},
@@ -153,7 +167,9 @@ def _cases() -> Iterable[Case]:
 CASES = tuple(_cases())
 
 
-NOT_IN_QUICK = frozenset(("receive-16", "receive-1024", "channels-100", "channels-10000", "publish-10"))
+NOT_IN_QUICK = frozenset(
+    ("receive-16", "receive-1024", "channels-100", "channels-10000", "publish-10", "catch-up-1000000")
+)
 """Sizes between others, which no promise is about: without them a quick run takes a minute and a half."""
 
 

@@ -38,6 +38,8 @@ class Job:
         subscribers: Of each channel.
         in_flight: Publishes at a time.
         batch: Messages published in one go; 0 for one by one.
+        messages: That are stored before, to be read.
+        has_history: Whether topics have a history.
     """
 
     measure: str
@@ -51,6 +53,8 @@ class Job:
     subscribers: int = 1
     in_flight: int = 1
     batch: int = 0
+    messages: int = 0
+    has_history: bool = False
 
     def to_line(self) -> bytes:
         """As a process reads it."""

@@ -100,6 +100,17 @@ PROMISES = (
         1, "one publish at a time: median time, redis-py's / ours", _cost("publish-1", "redis-py", "p50_us")
     ),
     _at_least(5, "publish_many: our rate / that of redis-py's pipeline", _cost("many", "redis-py", _RATE)),
+    _at_most(
+        1.5,
+        "receive on a topic with history: our CPU / that of a plain one",
+        _grown("receive-history", "receive-128", _CPU),
+    ),
+    _at_least(
+        0.6,
+        "100 publishes to a history in flight: our rate / that of the bare script",
+        _cost("history-100", "floor", _RATE),
+    ),
+    _at_least(150_000, "read 1000000 stored messages: in a second", _median("catch-up-1000000", _RATE)),
     _at_least(1, "publish to receipt: median, redis-py's / ours", _cost("latency", "redis-py", "p50_us")),
     _at_least(1, "publish to receipt: 99 %, redis-py's / ours", _cost("latency", "redis-py", "p99_us")),
     _at_most(

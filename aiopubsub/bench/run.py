@@ -21,14 +21,16 @@ from typing import Any, cast
 import redis.asyncio.connection
 
 from .cases import Case
+from .histories import forget
 from .job import Job
 from .machine import describe_machine, describe_server, library_versions
-from .raw import Address
+from .raw import Address, RawConnection
 from .results import Results, Setting
 
 __all__ = ["Plan", "address_of", "run"]
 
 _MARGIN_S = 90.0  # to start, connect and subscribe, on a machine that has much else to do
+_STORED_PER_S = 10_000  # at least, to store and to read messages
 _CHILD = str(Path(__file__).with_name("child.py"))
 
 
@@ -104,6 +106,8 @@ async def run(
                         continue
                     on_begin(case, number, name)
                     report = await _measure(name, job)
+                    if job.has_history or job.messages:
+                        await asyncio.to_thread(_forget, job)
                     outcome.failure = report.get("failure")
                     if outcome.failure is None:
                         outcome.rounds.append(report["figures"])
@@ -129,9 +133,17 @@ def address_of(url: str) -> Address:
     )
 
 
+def _forget(job: Job) -> None:
+    """Leave no history behind."""
+    connection = RawConnection(job.address)
+    for channel in job.channel_names():
+        forget(connection, channel)
+    connection.close()
+
+
 async def _measure(contestant: str, job: Job) -> dict[str, Any]:
     """What a process reports; or why it does not."""
-    limit_s = 2 * job.seconds + _MARGIN_S
+    limit_s = 2 * job.seconds + _MARGIN_S + job.messages / _STORED_PER_S
     async with _process(contestant, job) as (process, said, warned):
         try:
             async with asyncio.timeout(limit_s):

@@ -21,6 +21,7 @@ from typing import Any
 
 import hiredis
 
+from .histories import frame_of, store
 from .job import Job
 from .raw import Address, RawConnection, pack
 
@@ -87,6 +88,7 @@ class Source:
             "channels": job.channel_names(),
             "payload_bytes": job.payload_bytes,
             "flow": asdict(flow),
+            "has_history": job.has_history,
         }
         self._process.stdin.write(json.dumps(order).encode() + b"\n")
         self._process.stdin.flush()
@@ -118,7 +120,10 @@ def main() -> None:
     except (OSError, hiredis.ReplyError) as error:
         _say(str(error))
         return
-    chunks = _pack(order["channels"], order["payload_bytes"], Flow(**order["flow"]))
+    flow = Flow(**order["flow"])
+    chunks = _pack(order["channels"], order["payload_bytes"], flow, has_history=order["has_history"])
+    if order["has_history"]:  # the last of the cycle, so that the first follows on it
+        store(connection, order["channels"][0], [b""], first=flow.cycle - 1)
     connection.send(pack(("CLIENT", "REPLY", "OFF")))
     _say(_READY)
     at = 0
@@ -141,11 +146,14 @@ def _read_order() -> Any:
     return json.loads(line)
 
 
-def _pack(channels: list[str], payload_bytes: int, flow: Flow) -> list[bytes]:
+def _pack(channels: list[str], payload_bytes: int, flow: Flow, *, has_history: bool) -> list[bytes]:
     """Each channel in turn, in an order that no cache can foresee; each payload begins with a number."""
     shuffled = random.Random(1).sample(channels, len(channels))  # noqa: S311  # no secret
+    payloads = [(b"%d " % number).ljust(payload_bytes, b"x") for number in range(flow.cycle)]
+    if has_history:
+        payloads = [frame_of(number, flow.cycle, payload) for number, payload in enumerate(payloads)]
     packed = [
-        pack(("PUBLISH", shuffled[number % len(shuffled)], (b"%d " % number).ljust(payload_bytes, b"x")))
-        for number in range(flow.cycle)
+        pack(("PUBLISH", shuffled[number % len(shuffled)], payload))
+        for number, payload in enumerate(payloads)
     ]
     return [b"".join(packed[at : at + flow.chunk]) for at in range(0, flow.cycle, flow.chunk)]

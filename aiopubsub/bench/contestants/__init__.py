@@ -52,6 +52,10 @@ class Contestant(Protocol):
         """Open a publisher of many messages at a time."""
         ...
 
+    async def catch_up(self, channel: str, count: int) -> bytes:
+        """Read so many messages from the beginning of a history; the last one's payload."""
+        ...
+
     def check(self) -> None:
         """Whether the library itself knows that something went wrong.
 

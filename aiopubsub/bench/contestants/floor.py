@@ -7,8 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from aiopubsub.append import LOAD, SHA
+from aiopubsub.bench.histories import uid_of
 from aiopubsub.bench.job import Job
 from aiopubsub.bench.raw import RawConnection, pack
+from aiopubsub.dialogue import Command
+from aiopubsub.keys import history_key
 
 from . import Publish, PublishMany, Take
 
@@ -28,6 +32,8 @@ class Contestant:
         self._address = job.address
         self._connection: RawConnection | None = None
         self._wanted: list[bytes] = []
+        self._has_history = job.has_history
+        self._number = 0
 
     async def open(self) -> None:
         """It is opened when it is needed."""
@@ -68,13 +74,34 @@ class Contestant:
 
     async def publisher_of_many(self) -> PublishMany:
         connection = RawConnection(self._address)
+        command = self._append if self._has_history else _publish
+        if self._has_history:
+            connection.call(*LOAD)
 
         async def publish_many(channel: str, payloads: Sequence[bytes]) -> None:
-            connection.send(*[pack(("PUBLISH", channel, payload)) for payload in payloads])
+            connection.send(*[pack(command(channel, payload)) for payload in payloads])
             for _ in payloads:
                 connection.reply()
 
         return publish_many
+
+    async def catch_up(self, channel: str, count: int) -> bytes:
+        connection = RawConnection(self._address)
+        key, start = history_key(channel.encode()), b"-"
+        while True:
+            for name, fields in connection.call("XRANGE", key, start, "+", "COUNT", 1000):
+                count -= 1
+                if not count:
+                    payload: bytes = fields[-1]
+                    return payload
+                start = b"(" + name
+
+    def _append(self, channel: str, payload: bytes) -> Command:
+        """The library's script for one message, and nothing around it."""
+        self._number += 1
+        key = history_key(channel.encode())
+        limits = (b"10000", b"300000", b"")  # as ours
+        return (b"EVALSHA", SHA, b"1", key, channel.encode(), *limits, uid_of(self._number), b"{}", payload)
 
     def check(self) -> None:
         """It counts nothing."""
@@ -86,3 +113,7 @@ class Contestant:
         for _ in range(channels):
             connection.reply()
         return connection
+
+
+def _publish(channel: str, payload: bytes) -> Command:
+    return (b"PUBLISH", channel.encode(), payload)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import redis.asyncio
 
 from aiopubsub.bench.job import Job
+from aiopubsub.keys import history_key
 
 from . import Publish, PublishMany, Take
 
@@ -75,6 +76,17 @@ class Contestant:
                 await pipeline.execute()
 
         return publish_many
+
+    async def catch_up(self, channel: str, count: int) -> bytes:
+        key, last = history_key(channel.encode()), b"0"
+        while True:
+            streams = await self._client.xread({key: last}, count=1000)
+            ((entries,),) = streams.values()
+            for last, fields in entries:
+                count -= 1
+                if not count:
+                    payload: bytes = fields[b"data"]
+                    return payload
 
     def check(self) -> None:
         """It does not count what it loses."""
