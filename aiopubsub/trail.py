@@ -32,7 +32,7 @@ from enum import Enum
 from typing import Any, cast
 
 from .dialogue import Command
-from .frame import NO_HEADERS, VERSION, is_uid, unpack_headers
+from .frame import NO_HEADERS, VERSION, are_uids, unpack_headers
 from .keys import history_key, mark_of
 from .mailbox import MESSAGE_OVERHEAD_BYTES, Mailbox
 from .message import Gap, GapReason, KeptMessage, Message, Origin, position_at
@@ -46,8 +46,8 @@ PAGE_BYTES = 1024 * 1024
 """Of one page, about: replies to a listener count against the limit for slow subscribers, which is
 8 MB for a minute (`client-output-buffer-limit pubsub`)."""
 
-LARGEST_PAGE = 4096
-"""Entries in one page: to unpack so many takes about 10 ms."""
+LARGEST_PAGE = 1024
+"""Entries in one page: to unpack so many takes about 3 ms, and more wake the garbage collector more."""
 
 FIRST_PAGE = 16
 """Entries in the first page, whose sizes nobody knows."""
@@ -59,6 +59,8 @@ REMEMBERED = 2_500
 """Messages taken last that can still be recognized, twice as many at most: a history that forked further
 back is reported without a number. Their uids are kept, 60 bytes each, which subscribers of one client
 share; to keep hashes instead would take an eighth of that, but 0.15 µs more for each message."""
+
+_FIELDS = [b"uid", b"after", b"data"]
 
 _BEFORE_FIRST = b"-"  # the uid that the first message of a history names
 
@@ -293,18 +295,21 @@ class Trail:
 
     def _walk(self, page: list[KeptMessage[object]]) -> bool:
         """Take a page, with gaps in front of what does not follow; whether there was room for all."""
-        places = [message.place.split(b" ") for message in page]
+        # lists compared, and looked through only if they differ: 0.3 µs less for each message
+        places = [message.place.split(b" ", 3) for message in page]
+        uids = [place[2] for place in places]
+        afters = [place[3] for place in places]
+        if afters == [self._uid, *uids[:-1]]:
+            return self._take(page, uids)
         at = 0
         while at < len(page):
             end, uid = at, self._uid
-            uids: list[bytes] = []
-            while end < len(page) and places[end][3] == uid:
-                uid = places[end][2]
-                uids.append(uid)
+            while end < len(page) and afters[end] == uid:
+                uid = uids[end]
                 end += 1
             if end == at:
                 self._jump(page[at])
-            elif not self._take(page[at:end], uids):
+            elif not self._take(page[at:end], uids[at:end]):
                 return False
             at = end
         return True
@@ -448,22 +453,27 @@ class Trail:
 
     def _unpack(self, reply: Any) -> list[KeptMessage[object]]:
         """Messages of a reply to XRANGE: entries of an id and a list of fields and values."""
+        origin = self._origin
+        page: list[KeptMessage[object]] = []
+        uids: list[bytes] = []
         try:
-            return [self._unpack_entry(name, fields) for name, fields in reply]
+            for name, fields in reply:
+                headers = NO_HEADERS
+                if fields[::2] == _FIELDS:  # as the script writes it
+                    _, uid, _, after, _, data = fields
+                else:
+                    told = dict(zip(fields[::2], fields[1::2], strict=True))
+                    uid, after, data = told[b"uid"], told[b"after"], told[b"data"]
+                    headers = unpack_headers(told.get(b"headers", b"{}")) or NO_HEADERS
+                uids += uid, after
+                page.append(
+                    KeptMessage(data, data, origin, headers, b" ".join((VERSION, name, uid, after)))
+                )
         except (TypeError, ValueError, KeyError, IndexError) as error:
             raise Unreadable(f"{type(error).__name__} in an entry of {self._key!r}") from error
-
-    def _unpack_entry(self, name: bytes, fields: list[bytes]) -> KeptMessage[object]:
-        match fields:
-            case [b"uid", uid, b"after", after, b"data", data]:  # as the script writes it
-                headers = NO_HEADERS
-            case _:
-                told = dict(zip(fields[::2], fields[1::2], strict=True))
-                uid, after, data = told[b"uid"], told[b"after"], told[b"data"]
-                headers = unpack_headers(told.get(b"headers", b"{}")) or NO_HEADERS
-        if not (is_uid(uid) and is_uid(after)):
-            raise ValueError("a uid that cannot be one")
-        return KeptMessage(data, data, self._origin, headers, b"%b %b %b %b" % (VERSION, name, uid, after))
+        if not are_uids(uids):
+            raise Unreadable(f"a uid that cannot be one in {self._key!r}")
+        return page
 
 
 def _split(name: bytes) -> tuple[int, int]:

@@ -66,6 +66,12 @@ def _median(case: str, figure: str) -> Callable[[Results], float | None]:
     return lambda results: results.median(case, OURS, figure)
 
 
+def _read_in_a_second(results: Results) -> float | None:
+    """Of a million messages; of fewer in a quick run."""
+    rates = (results.median(f"catch-up-{size}", OURS, _RATE) for size in (1_000_000, 100_000))
+    return next((rate for rate in rates if rate is not None), None)
+
+
 def _dearest_delivery(results: Results) -> float | None:
     return max(results.extra_deliveries(OURS).values(), default=None)
 
@@ -110,7 +116,7 @@ PROMISES = (
         "100 publishes to a history in flight: our rate / that of the bare script",
         _cost("history-100", "floor", _RATE),
     ),
-    _at_least(150_000, "read 1000000 stored messages: in a second", _median("catch-up-1000000", _RATE)),
+    _at_least(150_000, "read stored messages: in a second", _read_in_a_second),
     _at_least(1, "publish to receipt: median, redis-py's / ours", _cost("latency", "redis-py", "p50_us")),
     _at_least(1, "publish to receipt: 99 %, redis-py's / ours", _cost("latency", "redis-py", "p99_us")),
     _at_most(

@@ -275,7 +275,8 @@ def bench(
         str | None,
         typer.Option(
             help="What to measure, separated by commas: receive, pattern, fan-out, channels, publish, "
-            "many, latency, reconnect, memory, import; or one size of a family, such as receive-128. "
+            "many, history, catch-up, latency, reconnect, memory, import; or one size of a family, such as "
+            "receive-128. "
             "Default: all.",
             show_default=False,
         ),

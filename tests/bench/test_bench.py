@@ -45,7 +45,7 @@ from tests.cli.process import DEADLINE_S
 from tests.cli.test_demo import children_of
 from tests.conftest import start
 
-SMALL = {"channels": 50, "subscribers": 5, "in_flight": 10, "batch": 20}
+SMALL = {"channels": 50, "subscribers": 5, "in_flight": 10, "batch": 20, "messages": 50}
 """Sizes that show the same code at work."""
 
 SECONDS = 0.02
@@ -53,8 +53,12 @@ EVERYWHERE = [OURS, "redis-py", "floor"]  # what can be installed on every machi
 
 PASSWORD = "s3cret"
 RUN = "0123abcd"  # in the names of all channels of a run
-USER = ("bench", "on", f">{PASSWORD}", "+@all", "resetkeys", "resetchannels", f"&aiopubsub-bench-{RUN}:*")
-"""May do anything, but with keys, and with channels that the run did not name."""
+CHANNELS = f"aiopubsub-bench-{RUN}:*"
+USER = (
+    *("bench", "on", f">{PASSWORD}", "+@all", "resetkeys", "resetchannels", f"&{CHANNELS}"),
+    f"~aiopubsub:{{{CHANNELS}}}:history",
+)
+"""May do anything, but only with channels that the run has named, and with keys of their histories."""
 
 
 def smaller(case: Case) -> Case:

@@ -744,10 +744,10 @@ def test_bytes_bound_what_is_taken() -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "count"), [(0, 4096), (128, 4096), (1_000, 929), (100_000, 10), (1_000_000, 2)]
+    ("size", "count"), [(0, 1024), (128, 1024), (1_000, 929), (100_000, 10), (1_000_000, 2)]
 )
 def test_pages_are_sized_by_bytes(size: int, count: int) -> None:
-    """About 1 MiB, by what the last page has shown: 2 entries at least, 4096 at most."""
+    """About 1 MiB, by what the last page has shown: 2 entries at least, 1024 at most."""
     talk = Talk(BEGINNING, buffer=10_000)
     talk.server.append(*uids(1, 30), data=b"." * size)
     talk.start()

@@ -82,11 +82,12 @@ class Contestant:
         while True:
             streams = await self._client.xread({key: last}, count=1000)
             ((entries,),) = streams.values()
-            for last, fields in entries:
+            for _, fields in entries:
                 count -= 1
                 if not count:
                     payload: bytes = fields[b"data"]
                     return payload
+            last = entries[-1][0]
 
     def check(self) -> None:
         """It does not count what it loses."""
