@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from types import TracebackType
 from typing import Self
 
@@ -16,6 +17,7 @@ from .servers import HOST
 __all__ = ["Proxy"]
 
 _READ_BYTES = 65_536
+_BACKLOG = 100  # connections that wait to be accepted
 _UNDER_WAY = 1000  # reads that may be under way in one direction; then the sender has to wait
 
 
@@ -59,7 +61,7 @@ class Proxy:
         self.bytes_down = 0
         self._target = port
         self._port = 0
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
         self._pipes: dict[_Pipe, None] = {}
         self._is_stalled = (False, False)  # up, down: of connections that are yet to come
         self._cut_after: int | None = None
@@ -119,9 +121,10 @@ class Proxy:
 
     def refuse(self) -> None:
         """Accept no new connection until `accept`: a client is told "connection refused"."""
-        if self._server is not None:
-            self._server.close()
-            self._server = None
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
 
     async def accept(self) -> None:
         """Accept connections again, on the same port.
@@ -129,9 +132,12 @@ class Proxy:
         Raises:
             OSError: Somebody else has taken the port.
         """
-        if self._server is None:
-            self._server = await asyncio.start_server(self._serve, HOST, self._port)
-            self._port = self._server.sockets[0].getsockname()[1]
+        if self._listener is None:
+            # not `asyncio.start_server`: closed in the turn in which a connection has come, that loses it
+            self._listener = socket.create_server((HOST, self._port), backlog=_BACKLOG)
+            self._listener.setblocking(False)
+            self._port = self._listener.getsockname()[1]
+            asyncio.get_running_loop().add_reader(self._listener, self._serve)
 
     async def __aenter__(self) -> Self:
         await self.accept()
@@ -150,12 +156,24 @@ class Proxy:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def _serve(self) -> None:
+        """Somebody wants to connect."""
+        if self._listener is None:
+            return
+        try:
+            connection, _ = self._listener.accept()
+        except OSError:
+            return  # it has changed its mind
         self.accepted += 1
-        pipe = _Pipe(self, reader, writer)
+        pipe = _Pipe(self, connection)
         pipe.stall(*self._is_stalled)
         self._pipes[pipe] = None
-        pipe.task.add_done_callback(lambda _: self._pipes.pop(pipe))
+        pipe.task.add_done_callback(lambda _: self._forget(pipe))
+
+    def _forget(self, pipe: _Pipe) -> None:
+        """A pipe has ended, perhaps before it began."""
+        self._pipes.pop(pipe)
+        pipe.connection.close()
 
     def _count(self, piece: bytes, *, is_down: bool) -> tuple[bytes, bool]:
         """What of a piece may pass, and whether the connection is to be closed after it."""
@@ -174,11 +192,11 @@ class Proxy:
 class _Pipe:
     """One connection that goes through the proxy: two flows."""
 
-    def __init__(self, proxy: Proxy, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, proxy: Proxy, connection: socket.socket) -> None:
         self.task = asyncio.get_running_loop().create_task(self._run(), name="aiopubsub proxy")
+        self.connection = connection
         self._proxy = proxy
-        self._reader = reader
-        self._writers = [writer]
+        self._writers: list[asyncio.StreamWriter] = []
         self._gates = (asyncio.Event(), asyncio.Event())  # up, down
         self.resume()
 
@@ -198,12 +216,13 @@ class _Pipe:
 
     async def _run(self) -> None:
         """Until both sides are closed."""
-        near = self._writers[0]
         try:
+            near_reader, near = await asyncio.open_connection(sock=self.connection)
+            self._writers.append(near)
             far_reader, far = await asyncio.open_connection(HOST, self._proxy._target)
             self._writers.append(far)
             async with asyncio.TaskGroup() as flows:
-                flows.create_task(self._flow(self._reader, far, is_down=False))
+                flows.create_task(self._flow(near_reader, far, is_down=False))
                 flows.create_task(self._flow(far_reader, near, is_down=True))
         except OSError:
             pass  # no server: the client sees a connection that is closed at once
