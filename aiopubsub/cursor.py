@@ -76,6 +76,7 @@ class Cursor:
         self._handed: dict[asyncio.Task[Any] | None, _Handed] = {}
         self._stands: dict[str, Position | None] = {}  # after the last message handed over
         self._later: dict[str, Position] = {}  # to be sent when the line is free
+        self._sent: dict[str, _Save] = {}  # the last one of each topic
         self._loop = asyncio.get_running_loop()
 
     async def load(self, channel: bytes, timeout: float | None) -> Position | None:
@@ -160,7 +161,7 @@ class Cursor:
             self._link.dialogue.close_line(self._line, PubSubError("the cursor is closed"))
 
     def _send(self, channel: str, position: Position) -> _Save:
-        save = _Save(channel, position, self._on_answer)
+        save = self._sent[channel] = _Save(channel, position, self._on_answer)
         command: Command = (b"SET", cursor_key(channel.encode(), self._name), str(position).encode())
         self._line.add((save, math.inf, command, self._line))
         self._link.kick()
@@ -169,7 +170,8 @@ class Cursor:
     def _on_answer(self, save: _Save, answer: object) -> None:
         if isinstance(answer, ErrorReply):
             self._on_error(CursorFailed(self._name, save.channel, str(answer)))
-        elif isinstance(answer, PubSubError):  # the connection took the answer with it
+        elif isinstance(answer, PubSubError) and self._sent[save.channel] is save:
+            # the connection took the answer with it; an older save must not come after a newer one
             self._later.setdefault(save.channel, save.position)
         if not save.settled.done():
             save.settled.set_result(None)
