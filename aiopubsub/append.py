@@ -14,11 +14,23 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Any, NamedTuple, cast
 
-from .dialogue import Command, OutOfStep, Promise
+from .dialogue import PUBLISH, SPUBLISH, Command, OutOfStep, Promise
 from .errors import PubSubError
 from .topic import History
 
-__all__ = ["CALL_BYTES", "CALL_ENTRIES", "LOAD", "SCRIPT", "SHA", "Append", "Entry", "pack", "unpack"]
+__all__ = [
+    "CALL_BYTES",
+    "CALL_ENTRIES",
+    "LOAD",
+    "LOADS",
+    "SCRIPT",
+    "SHA",
+    "SHAS",
+    "Append",
+    "Entry",
+    "pack",
+    "unpack",
+]
 
 CALL_ENTRIES = 256
 """Messages in one call: the server does nothing else for the 2 ms that so many take."""
@@ -90,9 +102,14 @@ return answers
 what is to be stored may stand, as XRANGE takes it, else nothing; then uid, headers and data of each
 message. Answers with id and receivers of each; -1 receivers for what was stored already."""
 
-SHA = sha1(SCRIPT).hexdigest().encode()  # noqa: S324  # the name that Redis gives it
+_SCRIPTS = {PUBLISH: SCRIPT, SPUBLISH: SCRIPT.replace(b"'PUBLISH'", b"'SPUBLISH'")}
 
-LOAD: Command = (b"SCRIPT", b"LOAD", SCRIPT)
+SHAS = {verb: sha1(script).hexdigest().encode() for verb, script in _SCRIPTS.items()}  # noqa: S324
+"""The name that Redis gives the script, by how it publishes."""
+
+LOADS: dict[bytes, Command] = {verb: (b"SCRIPT", b"LOAD", script) for verb, script in _SCRIPTS.items()}
+
+SHA, LOAD = SHAS[PUBLISH], LOADS[PUBLISH]
 
 
 class Entry(NamedTuple):
@@ -116,6 +133,7 @@ class Append:
         results: Id and receivers of each, once they are stored; -1 receivers if they had been before.
         error: Why there are no results.
         was_sent: Whether it has left once: it may be stored already.
+        verb: How it is published, `PUBLISH` or `SPUBLISH`.
     """
 
     promise: Promise
@@ -126,6 +144,7 @@ class Append:
     results: list[tuple[bytes, int]] = field(default_factory=list[tuple[bytes, int]])
     error: PubSubError | None = None
     was_sent: bool = False
+    verb: bytes = PUBLISH
 
     @property
     def size(self) -> int:
@@ -160,7 +179,7 @@ def pack(key: bytes, appends: Sequence[Append], known: bytes | None) -> Command:
     if any(append.was_sent for append in appends):
         since = b"-" if known is None else b"(" + known
     arguments = [
-        *(b"EVALSHA", SHA, b"1", key, first.channel, b"%d" % first.history.size),
+        *(b"EVALSHA", SHAS[first.verb], b"1", key, first.channel, b"%d" % first.history.size),
         *(b"" if ttl is None else b"%d" % max(1, round(ttl * 1000)), since),
     ]
     for append in appends:

@@ -12,19 +12,20 @@ from typing import Self, TypeAlias
 import redis.asyncio as aioredis
 
 from .checks import check_seconds
+from .cluster import Cluster
 from .deployment import Deployment, SingleServer
 from .errors import Closed
 from .link import Backoff
 from .memory import MemoryOpener
 from .stats import ClientStats, LinkStats
-from .wire import RedisOpener, WireOpener
+from .wire import ClusterOpener, RedisOpener, WireOpener
 
 __all__ = ["Client", "Source"]
 
-Source: TypeAlias = str | aioredis.Redis
-"""A URL, or a `redis.asyncio.Redis` whose settings are copied."""
+Source: TypeAlias = str | aioredis.Redis | aioredis.RedisCluster
+"""A URL, or a client of `redis.asyncio` whose settings are copied."""
 
-_SCHEMES = ("redis", "rediss", "unix", "memory")
+_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "memory")
 
 
 class Client:
@@ -37,10 +38,12 @@ class Client:
     event loop.
 
     Args:
-        source: A URL, or a `redis.asyncio.Redis` that you already have; its settings are copied (TLS,
-            credentials provider, database), the object itself is not used and not closed. URLs by
-            redis-py's rules: `redis://[user:password@]host[:port][/database]`, `rediss://…` for TLS,
-            `unix:///path[?db=n]`. `memory://[name]` is a server in this process, for tests.
+        source: A URL, or a `redis.asyncio.Redis` or `RedisCluster` that you already have; its settings
+            are copied (TLS, credentials provider, database), the object itself is not used and not
+            closed. URLs by redis-py's rules: `redis://[user:password@]host[:port][/database]`,
+            `rediss://…` for TLS, `unix:///path[?db=n]`; of a cluster
+            `redis+cluster://[user:password@]host:port[,host:port…]`, `rediss+cluster://…`.
+            `memory://[name]` is a server in this process, for tests.
         connect_timeout: Seconds, > 0, that the first connection may take, refused tries included;
             also what a `subscribe` may take. `None` waits for ever.
         heartbeat: Seconds, > 0. A connection that is quiet for so long is asked for a sign of life,
@@ -50,7 +53,7 @@ class Client:
 
     Raises:
         ValueError: The URL cannot be read, its scheme is unknown, or a number is out of range.
-        TypeError: `source` is neither a URL nor a `redis.asyncio.Redis`.
+        TypeError: `source` is neither a URL nor such a client.
     """
 
     def __init__(
@@ -132,9 +135,11 @@ def begin(client: Client) -> Deployment:
     if client._is_closed:
         raise Closed("Client")
     if client._deployment is None:
-        client._deployment = SingleServer(
-            client._opener, heartbeat=client._heartbeat, backoff=client._backoff
-        )
+        opener, heartbeat, backoff = client._opener, client._heartbeat, client._backoff
+        if isinstance(opener, ClusterOpener):
+            client._deployment = Cluster(opener, heartbeat=heartbeat, backoff=backoff)
+        else:
+            client._deployment = SingleServer(opener, heartbeat=heartbeat, backoff=backoff)
     return client._deployment
 
 
@@ -156,11 +161,15 @@ def as_client(source: Source | Client) -> tuple[Client, bool]:
     return Client(source), True
 
 
-def _choose_opener(source: Source, name: str | None) -> WireOpener:
+def _choose_opener(source: Source, name: str | None) -> WireOpener | ClusterOpener:
     if isinstance(source, aioredis.Redis):
         return RedisOpener.from_client(source, name)
+    if isinstance(source, aioredis.RedisCluster):
+        return ClusterOpener.from_client(source, name)
     if not isinstance(source, str):
-        raise TypeError(f"source must be a URL or a redis.asyncio.Redis, not {type(source).__name__}")
+        raise TypeError(
+            f"source must be a URL, a redis.asyncio.Redis or RedisCluster, not {type(source).__name__}"
+        )
     scheme, separator, rest = source.partition("://")
     if not separator:  # nothing of it is repeated: it may hold a password
         raise ValueError("source: not a URL; write for example redis://localhost:6379")
@@ -169,4 +178,6 @@ def _choose_opener(source: Source, name: str | None) -> WireOpener:
         raise ValueError(f"source: unknown scheme {scheme!r}; use one of {known}")
     if scheme == "memory":
         return MemoryOpener(rest)
+    if scheme.endswith("+cluster"):
+        return ClusterOpener.from_url(source, name)
     return RedisOpener.from_url(source, name)

@@ -17,12 +17,11 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from .deployment import Commanding
 from .dialogue import Command
 from .errors import ConnectFailed, CursorFailed, ErrorReply, PubSubError
 from .keys import cursor_key
-from .link import Link, State
 from .message import KeptMessage
-from .outbox import Line, Outbox
 from .position import Position
 
 __all__ = ["Cursor"]
@@ -68,11 +67,11 @@ class Cursor:
         on_error: Told when the server refuses to keep a position.
     """
 
-    def __init__(self, name: str, link: Link[Outbox], on_error: Callable[[PubSubError], None]) -> None:
+    def __init__(self, name: str, link: Commanding, on_error: Callable[[PubSubError], None]) -> None:
         self._name = name
         self._link = link
         self._on_error = on_error
-        self._line: Line = link.dialogue.open_line(_MAX_IN_FLIGHT)
+        self._line = link.dialogue.open_line(_MAX_IN_FLIGHT)
         self._handed: dict[asyncio.Task[Any] | None, _Handed] = {}
         self._stands: dict[str, Position | None] = {}  # after the last message handed over
         self._later: dict[str, Position] = {}  # to be sent when the line is free
@@ -133,11 +132,12 @@ class Cursor:
 
     async def _save(self, channel: str, position: Position) -> None:
         self._later.pop(channel, None)
-        if self._line.waiting:  # there is no connection
+        key = channel.encode()
+        if self._line.is_waiting(key):  # there is no connection
             self._later[channel] = position
         else:
             save = self._send(channel, position)
-            if self._link.state is State.LIVE:
+            if self._link.is_live(key):
                 await save.settled
 
     def hand_over(self, message: KeptMessage[Any]) -> None:
@@ -175,5 +175,6 @@ class Cursor:
             self._later.setdefault(save.channel, save.position)
         if not save.settled.done():
             save.settled.set_result(None)
-        while self._later and not self._line.waiting and self._line.closed_by is None:
-            self._send(*self._later.popitem())
+        for channel in list(self._later):
+            if not self._line.is_waiting(channel.encode()) and self._line.closed_by is None:
+                self._send(channel, self._later.pop(channel))

@@ -12,10 +12,12 @@ from typing import Any, Protocol, TypeAlias
 
 from .errors import PubSubError
 
-__all__ = ["PUBLISH", "Command", "Dialogue", "OutOfStep", "Promise"]
+__all__ = ["PUBLISH", "SPUBLISH", "Command", "Dialogue", "OutOfStep", "Promise"]
 
 PUBLISH = b"PUBLISH"
-"""The command that is sent most. Wires look for this very object, and send it faster."""
+SPUBLISH = b"SPUBLISH"
+"""The commands that are sent most; the second one within a shard of a cluster. Wires look for them, and
+send them faster."""
 
 Command: TypeAlias = tuple[bytes, ...]
 """A command and its arguments, as the server is to get them."""
@@ -36,8 +38,10 @@ class Promise(Protocol):
 class Dialogue(Protocol):
     """One side of a standing connection: it outlives sessions and decides what is said in each."""
 
-    is_stalled: bool
-    """Whether the consumer of the last `receive` has no room for more."""
+    @property
+    def is_stalled(self) -> bool:
+        """Whether the consumer of the last `receive` has no room for more."""
+        ...
 
     @property
     def subject(self) -> str | None:

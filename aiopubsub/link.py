@@ -13,6 +13,7 @@ import asyncio
 import logging
 import math
 import random
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass
 from enum import Enum
@@ -120,6 +121,7 @@ class Link(Generic[D]):
         role: What it is for, in logs and task names.
         heartbeat: Seconds, see `judge`.
         backoff: Waits between tries.
+        on_trouble: Called when a connection was lost or could not be opened.
 
     Attributes:
         state: Where it stands.
@@ -128,7 +130,14 @@ class Link(Generic[D]):
     """
 
     def __init__(
-        self, opener: WireOpener, dialogue: D, *, role: str, heartbeat: float, backoff: Backoff
+        self,
+        opener: WireOpener,
+        dialogue: D,
+        *,
+        role: str,
+        heartbeat: float,
+        backoff: Backoff,
+        on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
         self.dialogue = dialogue
         self.state = State.IDLE
@@ -137,6 +146,7 @@ class Link(Generic[D]):
         self._role = role
         self._heartbeat = heartbeat
         self._backoff = backoff
+        self._on_trouble = on_trouble
         self._loop = asyncio.get_running_loop()
         self._session: Session | None = None
         self._sessions = 0
@@ -194,10 +204,19 @@ class Link(Generic[D]):
         if self._session is not None:
             self._session.kick()
 
+    def is_live(self, key: bytes) -> bool:
+        """Whether what is said about this key would leave at once."""
+        return self.state is State.LIVE
+
     def resume(self) -> None:
         """The consumer that stalled the dialogue has room again."""
         if self._session is not None:
             self._session.resume()
+
+    def leave(self, reason: str) -> None:
+        """Give the connection up, if there is one, and open another."""
+        if self._session is not None:
+            self._session.end(reason)
 
     def close(self) -> None:
         """Close the connection and end the dialogue, now; its task ends within the next turns."""
@@ -223,6 +242,7 @@ class Link(Generic[D]):
                 lived = await self._connect_and_live()
                 if self.state is State.CLOSED:
                     return
+                self._on_trouble()
                 failures = 0 if lived >= self._backoff.reset_after_s else failures
                 self._move(State.WAITING)
                 # jitter, not a secret

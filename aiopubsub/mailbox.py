@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -55,22 +55,31 @@ class Overflow(Enum):
 
 @dataclass(slots=True, eq=False)
 class _Hole:
-    """A gap in the making: it grows until it is handed over as a `Gap`."""
+    """A gap in the making: it grows until it is handed over as a `Gap`.
+
+    Attributes:
+        lost: What it waits for: channels and patterns that are not subscribed again yet.
+    """
 
     reason: GapReason
     started_s: float
     ended_s: float
     missed: int | None
     channels: dict[str, None] = field(default_factory=dict[str, None])
-    is_open: bool = False
+    lost: set[Hashable] = field(default_factory=set[Hashable])
     cause: str = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether messages may be missing still."""
+        return bool(self.lost)
 
     def swallow(self, other: _Hole) -> None:
         """Become one with another hole of the same reason."""
         self.started_s = min(self.started_s, other.started_s)
         self.ended_s = max(self.ended_s, other.ended_s)
         self.channels |= other.channels
-        self.is_open = self.is_open or other.is_open
+        self.lost |= other.lost
         self.cause = self.cause or other.cause
         if self.missed is not None and other.missed is not None:
             self.missed += other.missed
@@ -239,40 +248,62 @@ class Mailbox:
             self._append(item)
             self._notify()
 
-    def open_hole(self, channels: Iterable[str], cause: str = "") -> None:
-        """From here on messages may be missing, until `close_hole`.
+    def open_hole(
+        self,
+        lost: Mapping[Hashable, str],
+        cause: str = "",
+        reason: GapReason = GapReason.RECONNECTED,
+    ) -> None:
+        """From here on messages may be missing, until all that was lost is `found`.
 
-        Again before that: a second hole if something came since, else the same one, widened, whose
+        What came of other channels meanwhile is handed over: with several connections not all are lost.
+        Again before it is found: a second hole if something came since, else the same one, widened, whose
         cause, in words, is that of the first time.
+
+        Args:
+            lost: Channels and patterns, by what they will be found as.
+            cause: Why.
+            reason: What kind of gap it will be.
         """
+        if self.staged:
+            self.settle()
         if self._ended or self._overflowed:  # nothing more is taken, so nothing more can be missing
             return
         now = self._clock()
         last = self._items[-1] if self._items else None
-        if isinstance(last, _Hole) and last.reason is GapReason.RECONNECTED:
+        if isinstance(last, _Hole) and last.reason is reason:
             hole = last
-            hole.is_open = True
         else:
-            hole = _Hole(GapReason.RECONNECTED, now, now, None, is_open=True, cause=cause)
+            hole = _Hole(reason, now, now, None, cause=cause)
             self._append(hole)
         if hole not in self._open_holes:
             self._open_holes.append(hole)
-        hole.channels.update(dict.fromkeys(channels))
+        hole.lost.update(lost)
+        hole.channels.update(dict.fromkeys(lost.values()))
 
-    def close_hole(self) -> None:
-        """All that was lost with the connection is subscribed again: gaps can be handed over."""
-        if not self._open_holes:
-            return
-        now = self._clock()
-        for hole in self._open_holes:
-            hole.ended_s = now
-            hole.is_open = False
-        self._open_holes.clear()
-        self._notify()
+    def has_lost(self, key: Hashable) -> bool:
+        """Whether an open hole waits for this channel or pattern."""
+        return any(key in hole.lost for hole in self._open_holes)
+
+    def found(self, keys: Iterable[Hashable]) -> bool:
+        """These are subscribed again, or not wanted any more; whether no hole is open any more.
+
+        Gaps that wait for nothing else can be handed over.
+        """
+        if self._open_holes:
+            keys = list(keys)
+            for hole in self._open_holes:
+                hole.lost.difference_update(keys)
+            self._close_holes()
+        return not self._open_holes
 
     def end(self) -> None:
         """Take nothing more. What is buffered can still be popped."""
-        self.close_hole()
+        if self.staged:
+            self.settle()
+        for hole in self._open_holes:
+            hole.lost.clear()
+        self._close_holes()
         self._ended = True
         self._limit = -1
         self._notify()
@@ -319,19 +350,16 @@ class Mailbox:
 
     def pop(self) -> Item | None:
         """The next message, gap or error; `None` when there is none yet, or none any more."""
-        if self._front:
-            return self._pop_front()
-        if not self._items:
-            return self._pop_failure() if self._overflowed else None
-        item = self._items[0]
-        if isinstance(item, _Hole) and item.is_open:
-            return None
-        self._items.popleft()
+        item = self._next_past_holes() if self._front or self._open_holes else self._next()
+        if item is None:
+            return self._pop_failure() if self._overflowed and not (self._front or self._items) else None
         if isinstance(item, Message):
             self._account(1, len(item.payload) + MESSAGE_OVERHEAD_BYTES)
             return item
-        self._count_others(-1)
-        return self._hand_over(item)
+        if isinstance(item, PubSubError):
+            return item
+        self.gaps += 1
+        return item.to_gap() if isinstance(item, _Hole) else item
 
     # -- what happens when it is full --------------------------------------------------------------
 
@@ -444,17 +472,44 @@ class Mailbox:
 
     # -- the rest ----------------------------------------------------------------------------------
 
-    def _pop_front(self) -> Item | None:
-        item = self._front[0]
-        if isinstance(item, _Hole) and item.is_open:
-            return None
-        return self._hand_over(self._front.pop(0))
+    def _close_holes(self) -> None:
+        """Those that wait for nothing any more can be handed over."""
+        closed = [hole for hole in self._open_holes if not hole.is_open]
+        if closed:
+            now = self._clock()
+            for hole in closed:
+                hole.ended_s = now
+                self._open_holes.remove(hole)
+            self._notify()
 
-    def _hand_over(self, item: _Other) -> Item:
-        if isinstance(item, PubSubError):
-            return item
-        self.gaps += 1
-        return item.to_gap() if isinstance(item, _Hole) else item
+    def _next(self) -> Message[object] | _Other | None:
+        """The next item, which is out of the queue then."""
+        if not self._items:
+            return None
+        item = self._items.popleft()
+        if not isinstance(item, Message):
+            self._count_others(-1)
+        return item
+
+    def _next_past_holes(self) -> Message[object] | _Other | None:
+        """The first item that is no open hole, unless it is of a channel that one before it has lost.
+
+        So what one connection has lost does not hold up what comes on another.
+        """
+        lost = dict[str, None]()
+        queues: tuple[list[_Other] | deque[Message[object] | _Other], ...] = (self._front, self._items)
+        for queue in queues:
+            for at, item in enumerate(queue):
+                if isinstance(item, _Hole) and item.is_open:
+                    lost |= item.channels
+                elif lost and any(channel in lost for channel in _channels_of(item, lost)):
+                    return None
+                else:
+                    del queue[at]
+                    if queue is self._items and not isinstance(item, Message):
+                        self._count_others(-1)
+                    return item
+        return None
 
     def _pop_failure(self) -> PubSubError:
         self._overflowed = False
@@ -482,6 +537,13 @@ class Mailbox:
     def _notify(self) -> None:
         if self.wake is not None:
             self.wake(1)
+
+
+def _channels_of(item: Message[object] | _Other, others: Iterable[str]) -> Iterable[str]:
+    """What an item is about; an error may be about any of the others."""
+    if isinstance(item, Message):
+        return (item.topic.name,)
+    return others if isinstance(item, PubSubError) else item.channels
 
 
 def _is_kept(item: Message[object] | _Other) -> bool:

@@ -146,6 +146,10 @@ class GapReason(Enum):
     RESET = "reset"
     """The history that the subscriber followed is gone, and another one has begun."""
 
+    MOVED = "moved"
+    """In a cluster: the channel's slot went to another node; what was published until the channel was
+    subscribed there is not known."""
+
     ROLLED_BACK = "rolled_back"
     """The server has forgotten messages that were handed over, for example in a failover."""
 
@@ -154,8 +158,8 @@ class GapReason(Enum):
 class Gap:
     """A stretch of messages that this subscriber did not get, at its place among the others.
 
-    A `RECONNECTED` gap is handed over when its channels are subscribed again, so that state fetched
-    on seeing it has no hole after it.
+    A `RECONNECTED` or `MOVED` gap is handed over when its channels are subscribed again, so that state
+    fetched on seeing it has no hole after it.
 
     Attributes:
         reason: Why.
@@ -168,7 +172,7 @@ class Gap:
         before: The position of the last message in front of it that the history still has, on a topic
             with history: the fork, if it was rolled back.
         after: The position of the next message, on a topic with history, if there is one.
-        cause: How the connection was lost, for people; of `RECONNECTED` only, else empty.
+        cause: What happened, for people; of `RECONNECTED` and `MOVED` only, else empty.
     """
 
     reason: GapReason

@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import copy
 from enum import Enum
 from typing import Any, TypeAlias
 
-from .append import CALL_BYTES, CALL_ENTRIES, LOAD, SHA, Append, pack, unpack
-from .dialogue import PUBLISH, Command, OutOfStep, Promise
+from .append import CALL_BYTES, CALL_ENTRIES, LOADS, SHAS, Append, pack, unpack
+from .dialogue import PUBLISH, SPUBLISH, Command, OutOfStep, Promise
 from .errors import ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
 from .keys import history_key
+from .slots import Redirect, redirect_of
 from .topic import History
 
-__all__ = ["Batch", "Line", "Outbox", "Request", "channel_of"]
+__all__ = ["Batch", "Line", "Outbox", "Request", "channel_of", "fail", "look_at"]
 
 _PONG = b"PONG"
+_PUBLISHING = (PUBLISH, SPUBLISH)
 _KNOWN = 1024  # histories of which a publisher knows how far they reach; one more and it starts anew
 
 WRITE_BYTES = 256 * 1024
@@ -39,28 +41,28 @@ Request: TypeAlias = "tuple[Promise, float, Command, Line]"
 
 
 class Batch:
-    """Many commands of one line, with one promise: it is kept when the last answer is here.
+    """Many commands with one promise: it is kept when the last answer is here.
 
     Args:
         promise: Gets `None`, whatever the answers are.
         deadline: As of a `Request`.
         commands: What is sent, at once, in order.
-        line: Where it stands.
 
     Attributes:
-        replies: The answers so far, in order; an `ErrorReply` where the server refused.
-        error: Why the rest of the commands will have no answer, or `None`. `_channel` says for which.
+        line: That it was sent from.
+        answers: What became of each command: the receivers, or an error; `None` until it is known.
     """
 
-    __slots__ = ("commands", "deadline", "error", "line", "promise", "replies")
+    __slots__ = ("_left", "answers", "commands", "deadline", "line", "promise")
 
-    def __init__(self, promise: Promise, deadline: float, commands: list[Command], line: Line) -> None:
+    line: Line
+
+    def __init__(self, promise: Promise, deadline: float, commands: list[Command]) -> None:
         self.promise = promise
         self.deadline = deadline
         self.commands = commands
-        self.line = line
-        self.replies: list[Any] = []
-        self.error: PubSubError | None = None
+        self.answers: list[int | PubSubError | None] = [None] * len(commands)
+        self._left = len(commands)
 
     @property
     def size(self) -> int:
@@ -70,32 +72,56 @@ class Batch:
     @property
     def in_flight(self) -> int:
         """Commands without an answer, once it was sent."""
-        return len(self.commands) - len(self.replies)
+        return self._left
 
-    def answer(self, reply: object) -> bool:
-        """Take the next answer; whether it was the last."""
-        self.replies.append(reply)
-        if self.in_flight:
+    @property
+    def next_index(self) -> int:
+        """Of the first command without an answer, if they come in order."""
+        return len(self.commands) - self._left
+
+    def settle(self, index: int, answer: int | PubSubError) -> bool:
+        """One answer is known; whether it was the last."""
+        if self.answers[index] is None:  # else it is too late
+            self.answers[index] = answer
+        self._left -= 1
+        if self._left:
             return False
         if not self.promise.done():
             self.promise.set_result(None)
         return True
 
     def fail(self, error: PubSubError) -> None:
-        """There will be no more answers."""
-        self.error = error
+        """Nobody waits for more answers."""
+        self.answers = [error if answer is None else answer for answer in self.answers]
         self.promise.set_result(None)
+
+    def parts(self) -> Iterator[tuple[Command, Promise]]:
+        """Each command with a promise of its own, to be sent each on its way."""
+        return ((command, _Part(self, index)) for index, command in enumerate(self.commands))
 
     def failures(self) -> dict[int, PubSubError]:
         """What went wrong, by the index of the command."""
-        failures: dict[int, PubSubError] = {
-            index: PublishRefused(channel_of(self.commands[index]), str(reply))
-            for index, reply in enumerate(self.replies)
-            if isinstance(reply, ErrorReply)
-        }
-        if self.error is not None:
-            failures |= dict.fromkeys(range(len(self.replies), len(self.commands)), self.error)
-        return failures
+        answers = enumerate(self.answers)
+        return {index: answer for index, answer in answers if isinstance(answer, PubSubError)}
+
+
+class _Part:
+    """The promise of one command of a batch."""
+
+    __slots__ = ("_batch", "_index")
+
+    def __init__(self, batch: Batch, index: int) -> None:
+        self._batch = batch
+        self._index = index
+
+    def done(self) -> bool:
+        return self._batch.promise.done()
+
+    def set_result(self, result: Any, /) -> None:
+        self._batch.settle(self._index, result)
+
+    def set_exception(self, exception: PubSubError, /) -> None:
+        self._batch.settle(self._index, exception)
 
 
 class Call:
@@ -121,7 +147,7 @@ class Call:
         """
         if isinstance(reply, ErrorReply):
             for append in self.appends:
-                _fail(append, PublishRefused(append.channel.decode(), str(reply)))
+                fail(append, PublishRefused(append.channel.decode(), str(reply)))
             return
         results = unpack(reply, self.in_flight)
         self.line.know(self.key, results[-1][0])
@@ -137,7 +163,7 @@ class Call:
         for append in reversed(self.appends):
             append.was_sent = True
             if self.line.closed_by is not None:
-                _fail(
+                fail(
                     append, Unconfirmed(append.channel.decode(), "it was closed before the server answered")
                 )
             elif not append.promise.done():
@@ -153,9 +179,10 @@ class Line:
         waiting: Requests that are to be sent.
         known: The last id that its publisher knows to be stored, by key; of `_KNOWN` histories.
         closed_by: Why it takes no more, or `None`.
+        is_asking: In a cluster: whether the node is only about to get the slots (ASK).
     """
 
-    __slots__ = ("closed_by", "in_flight", "known", "max_in_flight", "waiting")
+    __slots__ = ("closed_by", "in_flight", "is_asking", "known", "max_in_flight", "waiting")
 
     def __init__(self, max_in_flight: int) -> None:
         self.max_in_flight = max_in_flight
@@ -163,6 +190,7 @@ class Line:
         self.waiting: deque[Request | Batch | Append] = deque()
         self.known: dict[bytes, bytes] = {}
         self.closed_by: PubSubError | None = None
+        self.is_asking = False
 
     def add(self, request: Request | Batch | Append) -> bool:
         """Put a request at the end; whether nothing stood before it, so that somebody must be told.
@@ -176,6 +204,10 @@ class Line:
         waiting.append(request)
         return len(waiting) == 1
 
+    def is_waiting(self, key: bytes) -> bool:
+        """Whether what is added now, about this key, has to wait."""
+        return bool(self.waiting)
+
     def close(self, error: PubSubError) -> None:
         """Tell what still waits, and take no more."""
         self.closed_by = error
@@ -183,9 +215,9 @@ class Line:
             request = self.waiting.popleft()
             if isinstance(request, Append) and request.was_sent:
                 reason = "it was closed before the server answered"
-                _fail(request, Unconfirmed(request.channel.decode(), reason))
+                fail(request, Unconfirmed(request.channel.decode(), reason))
             else:
-                _fail(request, copy(error))  # each raise grows its own traceback
+                fail(request, copy(error))  # each raise grows its own traceback
 
     def know(self, key: bytes, last: bytes) -> None:
         """So far a history is known to reach."""
@@ -199,24 +231,47 @@ class _Own(Enum):
 
     PING = "ping"
     LOAD = "load"
+    ASKING = "asking"
+
+
+class _Fence:
+    """A PING whose answer says that all before it is answered."""
+
+    in_flight = 1
+
+    def __init__(self, on_passed: Callable[[], None]) -> None:
+        self.on_passed = on_passed
 
 
 class Outbox:
-    """The decisions of one commanding connection."""
+    """The decisions of one commanding connection.
 
+    Args:
+        push: The type of a RESP3 push, to tell it from a reply.
+        redirected: In a cluster: gets what the server has not done, because it does not serve the
+            slot, or not now; and the line that it was in.
+    """
+
+    in_cluster = False
     is_stalled = False  # it always takes what comes
     subject = None  # it is sent nothing but answers
 
     histories: dict[str, History]
     """The histories of topics that publishers have given, so that all give the same."""
 
-    def __init__(self, push: type[list[Any]]) -> None:
+    def __init__(
+        self,
+        push: type[list[Any]],
+        redirected: Callable[[Request | Append, Line, Redirect], None] | None = None,
+    ) -> None:
         self.histories = {}
         self._push = push
+        self._redirected = redirected
         self._lines: list[Line] = []
-        self._replies: deque[Request | Batch | Call | _Own] = deque()
+        self._replies: deque[Request | Batch | Call | _Own | _Fence] = deque()
+        self._fences: list[_Fence] = []  # to be sent
         self._pings = 0
-        self._has_script = False  # the server of this session was told it
+        self._loaded: set[bytes] = set()  # what the server of this session was told, by verb
         self._load_error: ErrorReply | None = None  # what it said to that
         self._is_live = False
         self._closed_by: PubSubError | None = None
@@ -246,6 +301,13 @@ class Outbox:
         if line in self._lines:
             self._lines.remove(line)
 
+    def fence(self, on_passed: Callable[[], None]) -> None:
+        """Call back when all that was sent until now is answered, or never will be."""
+        if self._replies:
+            self._fences.append(_Fence(on_passed))
+        else:
+            on_passed()
+
     def expire(self, now: float) -> float:
         """Give up what is overdue; return the earliest deadline that is left, or infinity."""
         earliest = math.inf
@@ -253,23 +315,23 @@ class Outbox:
             waiting = line.waiting
             while waiting:
                 request = waiting[0]
-                promise, deadline, channel = _look_at(request)
+                promise, deadline, channel = look_at(request)
                 if deadline > now and not promise.done():
                     earliest = min(earliest, deadline)
                     break
                 waiting.popleft()
                 if isinstance(request, Append) and request.was_sent:
-                    _fail(request, Unconfirmed(channel, "the connection was lost, " + self._why_not_sent()))
+                    fail(request, Unconfirmed(channel, "the connection was lost, " + self._why_not_sent()))
                 else:
-                    _fail(request, NotSent(channel, self._why_not_sent()))
+                    fail(request, NotSent(channel, self._why_not_sent()))
         for request in self._unanswered():
-            promise, deadline, channel = _look_at(request)
+            promise, deadline, channel = look_at(request)
             if promise.done():
                 continue
             if deadline > now:
                 earliest = min(earliest, deadline)
             else:
-                _fail(request, Unconfirmed(channel, "the server did not answer in time"))
+                fail(request, Unconfirmed(channel, "the server did not answer in time"))
                 # if the answer is not late but missing, all later ones stand one place too early:
                 # this one will show it, because a PONG cannot pass for an answer to PUBLISH
                 self._pings = 1
@@ -286,7 +348,7 @@ class Outbox:
     def begin(self) -> None:
         """A session begins."""
         self._is_live = True
-        self._has_script = False
+        self._loaded.clear()
 
     def commands(self) -> list[Command]:
         """What to send now, in order, `WRITE_BYTES` at most; empty when nothing waits or fits."""
@@ -304,6 +366,10 @@ class Outbox:
             self._replies.append(_Own.PING)
             commands.append((b"PING",))
         self._pings = 0
+        for fence in self._fences:
+            self._replies.append(fence)
+            commands.append((b"PING",))
+        self._fences.clear()
         return commands
 
     def ping(self, on_answer: object = None) -> None:
@@ -311,7 +377,7 @@ class Outbox:
         answers before it were the right ones."""
         self._pings += 1
 
-    def receive(self, backlog: deque[Any]) -> bool:  # one loop, no call for each answer
+    def receive(self, backlog: deque[Any]) -> bool:  # noqa: PLR0912  # one loop, no call for each
         """Deal with all that the server said; so there is never more to do.
 
         Raises:
@@ -330,11 +396,13 @@ class Outbox:
             if isinstance(request, tuple):
                 promise, _, command, line = request
                 error: PubSubError | None = None
-                if reply.__class__ is not int and command[0] == PUBLISH:
+                if reply.__class__ is not int and command[0] in _PUBLISHING:
                     _check_refusal(reply)
                     error = PublishRefused(channel_of(command), str(reply))
                 replies.popleft()
                 line.in_flight -= 1
+                if reply.__class__ is ErrorReply and self._is_redirected(request, line, reply):
+                    continue
                 if promise.done():
                     continue  # the caller has given up
                 if error is None:
@@ -342,10 +410,13 @@ class Outbox:
                 else:
                     promise.set_exception(error)
             elif isinstance(request, Batch):
+                answer: int | PubSubError = reply
                 if reply.__class__ is not int:
                     _check_refusal(reply)
+                    channel = channel_of(request.commands[request.next_index])
+                    answer = PublishRefused(channel, str(reply))
                 request.line.in_flight -= 1
-                if request.answer(reply):
+                if request.settle(request.next_index, answer):
                     replies.popleft()
             else:
                 self._on_other(request, reply)
@@ -359,12 +430,16 @@ class Outbox:
         for request in reversed(self._replies):
             if isinstance(request, Call):
                 request.take_back()
-            elif not isinstance(request, _Own):
-                _fail(request, Unconfirmed(_look_at(request)[2], why))
+            elif not isinstance(request, (_Own, _Fence)):
+                fail(request, Unconfirmed(look_at(request)[2], why))
         for line in self._lines:
             line.in_flight = 0
+        fences = [*(reply for reply in self._replies if isinstance(reply, _Fence)), *self._fences]
         self._replies.clear()
+        self._fences.clear()
         self._pings = 0
+        for fence in fences:
+            fence.on_passed()
 
     # -- inside ------------------------------------------------------------------------------------
 
@@ -373,17 +448,30 @@ class Outbox:
         for request in self._replies:
             if isinstance(request, Call):
                 yield from request.appends
-            elif not isinstance(request, _Own):
+            elif not isinstance(request, (_Own, _Fence)):
                 yield request
 
-    def _on_other(self, request: Call | _Own, reply: object) -> None:
+    def _is_redirected(self, request: Request | Append, line: Line, reply: object) -> bool:
+        """Whether an error says that the server has not done it, and somebody will see to it."""
+        redirect = None if self._redirected is None else redirect_of(str(reply))
+        if redirect is None or self._redirected is None:
+            return False
+        self._redirected(request, line, redirect)
+        return True
+
+    def _on_other(self, request: Call | _Own | _Fence, reply: object) -> None:
         """The answer to what is asked less often."""
         is_error = reply.__class__ is ErrorReply
-        if request is _Own.PING:
+        if isinstance(request, _Fence):
+            request.on_passed()
+        elif request is _Own.ASKING:
+            if is_error:
+                raise OutOfStep(f"ASKING was refused: {reply}")
+        elif request is _Own.PING:
             if reply != _PONG and not is_error:  # an error: no permission, perhaps
                 raise OutOfStep(f"the answer to a PING was due, not {type(reply).__name__}")
         elif request is _Own.LOAD:
-            if reply != SHA and not is_error:
+            if reply not in SHAS.values() and not is_error:
                 raise OutOfStep(f"the name of a script was due, not {type(reply).__name__}")
             self._load_error = reply if isinstance(reply, ErrorReply) else None
         elif is_error and str(reply).startswith("LOADING"):
@@ -395,7 +483,9 @@ class Outbox:
             request.answer(self._load_error)
         else:
             request.line.in_flight -= request.in_flight
-            request.answer(reply)
+            line = request.line
+            if not is_error or not all(self._is_redirected(it, line, reply) for it in request.appends):
+                request.answer(reply)
 
     def _send(self, line: Line, commands: list[Command], left: int) -> int:
         """Move what fits from a line to the commands and the replies; bytes that are left."""
@@ -408,6 +498,9 @@ class Outbox:
                 promise, _, command, _ = request
                 if promise.done():
                     continue  # the caller has given up
+                if line.is_asking:
+                    replies.append(_Own.ASKING)
+                    commands.append((b"ASKING",))
                 commands.append(command)
                 free -= 1
                 left -= len(command[-1])
@@ -418,10 +511,14 @@ class Outbox:
                 break
             elif isinstance(request, Append):
                 call = Call(self._gather(request, waiting, free), line)
-                if not self._has_script:
-                    self._has_script = True
+                verb = call.appends[0].verb
+                if verb not in self._loaded:
+                    self._loaded.add(verb)
                     replies.append(_Own.LOAD)
-                    commands.append(LOAD)
+                    commands.append(LOADS[verb])
+                if line.is_asking:
+                    replies.append(_Own.ASKING)
+                    commands.append((b"ASKING",))
                 commands.append(call.command())
                 replies.append(call)
                 free -= call.in_flight
@@ -429,6 +526,7 @@ class Outbox:
                 continue
             else:
                 waiting.popleft()
+                request.line = line
                 commands += request.commands
                 free -= request.in_flight
                 left -= sum(len(command[-1]) for command in request.commands)
@@ -443,7 +541,7 @@ class Outbox:
         count, size = 0, 0
         while waiting and isinstance(append := waiting[0], Append):
             if not append.promise.done():  # else the caller has given up
-                is_alike = (append.channel, append.history) == (first.channel, first.history)
+                is_alike = _kind_of(append) == _kind_of(first)
                 count += append.in_flight
                 size += append.bytes
                 if appends and (not is_alike or count > min(free, CALL_ENTRIES) or size > CALL_BYTES):
@@ -458,6 +556,11 @@ class Outbox:
         return "there was no connection for the whole timeout"
 
 
+def _kind_of(append: Append) -> tuple[object, ...]:
+    """Appends of one kind may go in one call."""
+    return (append.channel, append.history, append.verb)
+
+
 def channel_of(command: Command) -> str:
     """The channel that a command is about, for errors."""
     return command[1].decode() if len(command) > 1 else ""
@@ -469,22 +572,22 @@ def _check_refusal(reply: object) -> None:
         raise OutOfStep(f"the answer to a PUBLISH was due, not {type(reply).__name__}")
 
 
-def _count(request: Request | Batch | Append | Call | _Own) -> int:
+def _count(request: Request | Batch | Append | Call | _Own | _Fence) -> int:
     """Commands of a request that wait, or messages of it."""
     return 1 if isinstance(request, (tuple, _Own)) else request.in_flight
 
 
-def _look_at(request: Request | Batch | Append) -> tuple[Promise, float, str]:
+def look_at(request: Request | Batch | Append) -> tuple[Promise, float, str]:
     """The promise, the deadline, and the channel of the first command without an answer."""
     if isinstance(request, Append):
         return request.promise, request.deadline, request.channel.decode()
     if isinstance(request, Batch):
-        return request.promise, request.deadline, channel_of(request.commands[len(request.replies)])
+        return request.promise, request.deadline, channel_of(request.commands[request.next_index])
     promise, deadline, command, _ = request
     return promise, deadline, channel_of(command)
 
 
-def _fail(request: Request | Batch | Append, error: PubSubError) -> None:
+def fail(request: Request | Batch | Append, error: PubSubError) -> None:
     """Tell why there will be no answer, unless the caller has given up."""
     if isinstance(request, tuple):
         if not request[0].done():

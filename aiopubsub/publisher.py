@@ -17,12 +17,12 @@ from typing import Any, NamedTuple, Self, TypeAlias, TypeVar, overload
 from .append import Append, Entry
 from .checks import check_count, check_seconds
 from .client import Client, Source, as_client, begin, deployment_of
-from .dialogue import PUBLISH, Command
+from .deployment import AnyLine, Commanding
+from .dialogue import PUBLISH, SPUBLISH, Command
 from .errors import Closed, EncodeFailed, NotSent, PubSubError
 from .frame import MAGIC, frame, pack_headers
-from .link import Link
 from .message import Receipt, position_at
-from .outbox import Batch, Line, Outbox
+from .outbox import Batch
 from .topic import History, Topic
 
 __all__ = ["BytesLike", "Publisher"]
@@ -66,9 +66,10 @@ class Publisher:
         self._timeout = check_seconds("timeout", timeout)
         self._max_in_flight = check_count("max_in_flight", max_in_flight)
         self._client, self._owns_client = as_client(source_or_client)
-        self._way: tuple[Link[Outbox], Line] | None = None  # to the server, from the first use on
+        self._way: tuple[Commanding, AnyLine] | None = None  # to the server, from the first use on
         self._topics: dict[str, Topic[bytes]] = {}  # of the channels that were given as str
         self._kept: dict[str, History] = {}  # topics with history that this client publishes to
+        self._verb = PUBLISH  # of sharded topics
         self._name = token_hex(6).encode()
         self._numbers = itertools.count(1)
         self._is_closed = False
@@ -238,19 +239,20 @@ class Publisher:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _open_way(self) -> tuple[Link[Outbox], Line]:
+    def _open_way(self) -> tuple[Commanding, AnyLine]:
         """The link, and a line of this publisher's own in its outbox."""
         if self._is_closed:
             raise Closed("Publisher")
         link = deployment_of(self._client).commanding()
         self._way = (link, link.dialogue.open_line(self._max_in_flight))
         self._kept = link.dialogue.histories
+        self._verb = SPUBLISH if link.dialogue.in_cluster else PUBLISH
         loop = asyncio.get_running_loop()
         self._time, self._create_future = loop.time, loop.create_future
         link.open()
         return self._way
 
-    def _request(self, way: tuple[Link[Outbox], Line], command: Command) -> asyncio.Future[int]:
+    def _request(self, way: tuple[Commanding, AnyLine], command: Command) -> asyncio.Future[int]:
         """Put a command into the line; the future gets its answer."""
         link, line = way
         promise = self._create_future()
@@ -259,7 +261,7 @@ class Publisher:
             link.kick(deadline)
         return promise
 
-    async def _work_off(self, way: tuple[Link[Outbox], Line]) -> None:
+    async def _work_off(self, way: tuple[Commanding, AnyLine]) -> None:
         """Until all has its answer, or the time is over; whoever waits for a receipt is told."""
         _, line = way
         give_up_at = self._time() + self._timeout
@@ -272,12 +274,12 @@ class Publisher:
             except PubSubError:
                 continue  # the connection was lost: what a history keeps is sent again
 
-    async def _append(self, way: tuple[Link[Outbox], Line], topic: Topic[Any], kept: _Kept) -> Receipt:
+    async def _append(self, way: tuple[Commanding, AnyLine], topic: Topic[Any], kept: _Kept) -> Receipt:
         """Put one message of a topic with history into the line, and wait for its receipt."""
         link, line = way
         promise: asyncio.Future[None] = self._create_future()
         deadline = self._time() + self._timeout
-        append = Append(promise, deadline, kept.channel, kept.history, [kept.entry])
+        append = Append(promise, deadline, kept.channel, kept.history, [kept.entry], verb=kept.verb)
         if line.add(append):
             link.kick(deadline)
         await promise
@@ -304,11 +306,12 @@ class Publisher:
             answered: asyncio.Future[None] = self._create_future()
             if isinstance(items[0], _Kept):
                 entries = [item.entry for item in items]
+                kept = items[0]
                 batch: Append | Batch = Append(
-                    answered, deadline, items[0].channel, items[0].history, entries
+                    answered, deadline, kept.channel, kept.history, entries, verb=kept.verb
                 )
             else:
-                batch = Batch(answered, deadline, items, line)
+                batch = Batch(answered, deadline, items)
             line.add(batch)
             pending.append((batch, answered))
         link.kick(deadline)
@@ -333,7 +336,8 @@ class Publisher:
             )
         payload = data if topic.encode is None and isinstance(data, bytes) else _encode(topic, data)
         uid = b"%b.%d" % (self._name, next(self._numbers))
-        return _Kept(topic.key, history, Entry(uid, pack_headers(headers), payload))
+        verb = self._verb if topic.sharded else PUBLISH
+        return _Kept(topic.key, history, verb, Entry(uid, pack_headers(headers), payload))
 
     def _command(self, topic: str | Topic[Any], data: Any, headers: Mapping[str, str] | None) -> Command:
         """What to send, after all checks: nothing was sent if this raises."""
@@ -349,7 +353,7 @@ class Publisher:
         payload = data if is_ready else _encode(topic, data)
         if headers or payload[:4] == MAGIC:  # a third of what `startswith` takes
             payload = frame(payload, headers)
-        return (PUBLISH, topic.key, payload)
+        return (self._verb if topic.sharded else PUBLISH, topic.key, payload)
 
     def _topic(self, name: str) -> Topic[bytes]:
         if len(self._topics) >= _TOPICS:
@@ -363,18 +367,19 @@ class _Kept(NamedTuple):
 
     channel: bytes
     history: History
+    verb: bytes
     entry: Entry
 
 
-def _group_of(prepared: Command | _Kept) -> tuple[bytes, History] | None:
+def _group_of(prepared: Command | _Kept) -> tuple[object, ...] | None:
     """Messages of one group may go into one request."""
-    return (prepared.channel, prepared.history) if isinstance(prepared, _Kept) else None
+    return prepared[:3] if isinstance(prepared, _Kept) else None
 
 
 def _receipts(batch: Batch | Append) -> list[Receipt]:
     """Of what was answered, in order; those that failed are told by `failures`."""
     if isinstance(batch, Batch):
-        return [_receipt(reply) for reply in batch.replies]
+        return [_receipt(answer) for answer in batch.answers if isinstance(answer, int)]
     channel = batch.channel.decode()
     return [
         Receipt(max(0, receivers), position_at(name, entry.uid, channel), receivers < 0)

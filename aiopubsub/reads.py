@@ -50,7 +50,7 @@ class Reads:
     def __init__(self) -> None:
         self._trails: dict[Mailbox, dict[Target, Trail]] = {}
         self._wanting: dict[Trail, None] = {}  # that want to ask, in order
-        self._reading: set[Trail] = set()  # whose answers are due
+        self._reading: dict[Trail, Read] = {}  # whose answers are due
         self._joining: dict[Trail, list[Ticket]] = {}  # to be released when it is joined
         self._catching_up: dict[Trail, list[Ticket]] = {}  # to be released when it is live
         self._audits: dict[Trail, float] = {}  # when the next look is due, by the clock of `expire`
@@ -84,6 +84,20 @@ class Reads:
         self._wanting.pop(trail, None)
         self._release(self._joining, trail)
         self._release(self._catching_up, trail)
+
+    def move(self, trail: Trail, target: Target, to: Reads) -> None:
+        """Let a trail go on over another connection, once its channel is subscribed there."""
+        trails = self._trails[trail.mailbox]
+        del trails[target]
+        if not trails:
+            del self._trails[trail.mailbox]
+        trail.off()
+        self._wanting.pop(trail, None)
+        self._reading.pop(trail, None)
+        to.add(target, trail)
+        for waiting, there in ((self._joining, to._joining), (self._catching_up, to._catching_up)):
+            if tickets := waiting.pop(trail, None):
+                there[trail] = tickets
 
     def wait_for_join(self, trail: Trail, ticket: Ticket) -> None:
         """Let a ticket wait until a trail has begun."""
@@ -121,13 +135,19 @@ class Reads:
             trail = next(iter(self._wanting))
             del self._wanting[trail]
             if commands := trail.ask():
-                self._reading.add(trail)
-                yield Read(trail, len(commands)), commands
+                read = self._reading[trail] = Read(trail, len(commands))
+                yield read, commands
 
     def finish(self, read: Read) -> str | None:
-        """All replies are here: let the trail have them. Says why, if the history cannot be read."""
+        """All replies are here: let the trail have them. Says why, if the history cannot be read.
+
+        In a cluster that may be for now: `let_ask` lets the trail ask again.
+        """
         trail = read.trail
-        self._reading.discard(trail)
+        if self._reading.get(trail) is read:
+            del self._reading[trail]
+        else:
+            return None  # it is read somewhere else meanwhile
         if trail.state is Stage.OFF:
             return None  # it was left meanwhile
         try:

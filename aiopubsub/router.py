@@ -17,8 +17,13 @@ one forbidden channel does not take the others down.
     ON              -                -                 -              LEAVING            (absent)
     LEAVING         ASKED            (absent)          (absent)       -                  (absent)
 
-Lives here: decisions, from values to values. Must not live here: sockets, waiting, clocks. The session
-calls `begin`, `receive`, `commands`, `ping` and `end`; a subscriber calls `add`, `remove` and `fence`.
+In a cluster a server may say that a channel's slot has left it. Then the channel is asked for again at
+once, and the server answers with the node that has it (MOVED); who owns this router moves the channel
+to the router of that node, with all who want it.
+
+Lives here: decisions, from values to values. Must not live here: sockets, waiting, clocks, the path
+of a message. The session calls `begin`, `receive`, `commands`, `ping` and `end`; a subscriber calls
+`add`, `remove` and `fence`; a cluster `move` and `ask_again`.
 """
 
 from __future__ import annotations
@@ -26,20 +31,22 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from enum import Enum
 from operator import attrgetter
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any
 
+from .deliveries import NOTHING, TURN, Deliveries
 from .dialogue import Command, OutOfStep
 from .errors import Closed, ErrorReply, PubSubError, SubscribeRefused
-from .frame import MAGIC, NO_HEADERS, NONE_TOLD, VERSION, Place, unframe
+from .keys import slot_of
 from .mailbox import Mailbox
-from .message import KeptMessage, Message
+from .message import GapReason
 from .reads import Read, Reads
 from .routes import Kind, Route, Target, Ticket
+from .slots import Redirect, redirect_of
 from .topic import Subscribable
 from .trail import Trail
 
@@ -48,19 +55,7 @@ __all__ = ["Router"]
 BATCH = 512
 """Channels in one command: 196 commands for 100 000 channels; a refused one costs 512 retries at most."""
 
-TURN = 25_000
-"""Deliveries after which `receive` lets the event loop go on: at 0.2 µs each, about 5 ms."""
-
-STAGE = 100_000
-"""Deliveries that are staged at a time, which takes 0.03 µs each, before mailboxes take theirs."""
-
-WAKE_COST = 75
-"""Deliveries that take as long as to wake the task of one subscriber and to let it run: 15 µs."""
-
-
 _key_of = attrgetter("key")
-_name_of = attrgetter("name")
-_target_of = attrgetter("target")
 
 
 class Wire(Enum):
@@ -72,7 +67,7 @@ class Wire(Enum):
 
 
 class _Burst:
-    """One command and its fence.
+    """What is asked at a time, and its fence.
 
     Attributes:
         wire: What the server knows of its targets, all of them at once: an object of each target's own
@@ -80,7 +75,7 @@ class _Burst:
         targets: What it is about, until the fence is back.
     """
 
-    __slots__ = ("error", "targets", "ticket", "token", "wire")
+    __slots__ = ("errors", "targets", "ticket", "token", "wire")
 
     def __init__(
         self,
@@ -93,16 +88,7 @@ class _Burst:
         self.wire = wire
         self.targets = targets
         self.ticket = ticket
-        self.error: str | None = None
-
-
-class _Run(NamedTuple):
-    """Messages that are to be staged for some mailboxes."""
-
-    messages: list[Message[object]]
-    uids: list[bytes]
-    """Of the first of them that follow on each other in their history, perhaps of all."""
-    mailboxes: Iterator[tuple[Mailbox, Trail | None]]
+        self.errors: list[str] = []
 
 
 class Router:
@@ -110,26 +96,28 @@ class Router:
 
     Args:
         push: The type of a RESP3 push, to tell it from a reply; a list of the push's parts.
-
-    Attributes:
-        is_stalled: Whether a mailbox asked in the last `receive` that its reader stop.
+        redirected: In a cluster: told of channels that the server does not serve, or not now. They
+            are asked for when somebody says so.
     """
 
-    def __init__(self, push: type[list[Any]]) -> None:
-        self.is_stalled = False
+    def __init__(
+        self,
+        push: type[list[Any]],
+        redirected: Callable[[list[Target], Redirect], None] | None = None,
+    ) -> None:
         self._push = push
+        self._redirected = redirected
         self._mailboxes: dict[Mailbox, None] = {}
         self._reads = Reads()
         self._wishes: dict[Kind, dict[bytes, Route]] = {kind: {} for kind in Kind}
+        self._deliveries = Deliveries(push, self._wishes, self._reads.let_ask)
         self._wire: dict[Target, _Burst] = {}  # by the last burst that a target was in
         self._dirty: dict[Target, None] = {}  # wish and wire may differ; in order of change
         self._alone: set[Target] = set()  # of a burst that failed: to be asked one by one
         self._tickets: dict[Target, list[Ticket]] = {}
-        self._missing: dict[Mailbox, set[Target]] = {}  # lost with the connection, not yet back
+        self._torn: dict[Mailbox, None] = {}  # have lost something that is not back yet
         self._due: deque[_Burst | Read] = deque()  # sent, and not all of it answered
         self._fences: list[_Burst] = []  # to be sent, without a command
-        self._runs: deque[_Run] = deque()  # to be staged
-        self._touched: deque[Mailbox] = deque()  # have staged messages
         self._tokens = itertools.count(1)
         self._is_live = False
         self._asks_all = False  # the session has just begun, and the server knows of nothing
@@ -154,7 +142,7 @@ class Router:
             return
         self._mailboxes[mailbox] = None
         for topic in topics:
-            target = Target.of(topic)
+            target = self.target_of(topic)
             wishes = self._wishes[target.kind]
             route = wishes.get(target.key)
             if route is None:
@@ -178,7 +166,7 @@ class Router:
 
         The ticket is done when the server has forgotten those that nobody wants any more.
         """
-        targets = [Target.of(topic) for topic in topics]
+        targets = [self.target_of(topic) for topic in topics]
         self._found(mailbox, targets)
         for target in targets:
             self._reads.leave(mailbox, target)
@@ -195,9 +183,17 @@ class Router:
 
     def wants(self, mailbox: Mailbox, topic: Subscribable[object]) -> bool:
         """Whether a mailbox is to have this topic: it was added, and neither removed nor refused."""
-        target = Target.of(topic)
+        target = self.target_of(topic)
         route = self._wishes[target.kind].get(target.key)
         return route is not None and route.holds(topic, mailbox)
+
+    def is_wanted(self, target: Target) -> bool:
+        """Whether anybody wants it."""
+        return target.key in self._wishes[target.kind]
+
+    def target_of(self, topic: Subscribable[object]) -> Target:
+        """What the server knows a topic as."""
+        return Target.of(topic, in_cluster=self._redirected is not None)
 
     def fence(self, ticket: Ticket) -> None:
         """Let a ticket be done when all that the server has sent until now has been received."""
@@ -218,6 +214,44 @@ class Router:
     def forget(self, mailbox: Mailbox) -> None:
         """Let go of a mailbox whose topics were all removed."""
         self._mailboxes.pop(mailbox, None)
+        self._torn.pop(mailbox, None)
+
+    def move(self, targets: Iterable[Target], to: Router, cause: str) -> None:
+        """Let another connection carry these from here on, with all who want them.
+
+        What is missed until they are subscribed there is a gap, on topics without history.
+        """
+        self._deliveries.hand_out(math.inf)
+        for target in targets:
+            route = self._wishes[target.kind].pop(target.key, None)
+            if route is None:
+                continue
+            if self._wire_state(target) is not None:
+                self._tear([route], cause, GapReason.MOVED)
+                self._dirty[target] = None  # if there is still a connection, it has to forget them
+            for mailbox in route.mailboxes():
+                to._mailboxes[mailbox] = None
+                if mailbox.has_lost(target):
+                    to._torn[mailbox] = None
+            for trail in list(route.trails()):
+                self._reads.move(trail, target, to._reads)
+            to._wishes[target.kind][target.key] = route
+            to._dirty[target] = None
+            if tickets := self._tickets.pop(target, None):
+                to._tickets.setdefault(target, []).extend(tickets)
+
+    def ask_again(self, targets: Iterable[Target]) -> None:
+        """Ask the server once more for these, if they are wanted and it has not confirmed them; and for
+        their histories."""
+        for target in targets:
+            self._dirty[target] = None
+            if (route := self._wishes[target.kind].get(target.key)) is not None:
+                for trail in route.trails():
+                    self._reads.let_ask(trail)
+
+    def let_go(self) -> None:
+        """It will be closed, and those who get messages here get others elsewhere."""
+        self._mailboxes.clear()
 
     def close(self, error: PubSubError) -> None:
         """Nothing more will come: whoever waits is told why, and every mailbox ends."""
@@ -250,7 +284,10 @@ class Router:
             for batch in self._batches(targets):
                 burst = _Burst(self._new_token(), becomes, batch)
                 self._wire.update(dict.fromkeys(batch, burst))
-                commands.append((verb, *map(_key_of, batch)))
+                keys = list(map(_key_of, batch))
+                # channels of several slots in one command are refused: CROSSSLOT
+                groups = _by_slot(keys) if kind is Kind.SHARD else [keys]
+                commands += [(verb, *group) for group in groups]
                 commands.append(self._send_fence(burst))
         commands.extend(map(self._send_fence, self._fences))
         self._fences.clear()
@@ -270,6 +307,11 @@ class Router:
         names = [repr(route.name) for route in itertools.islice(routes, 4)]  # of perhaps 100 000
         return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
+    @property
+    def is_stalled(self) -> bool:
+        """Whether a mailbox asked in the last `receive` that its reader stop."""
+        return self._deliveries.is_stalled
+
     def receive(self, backlog: deque[Any]) -> bool:
         """Deal with what the server said, a turn's worth of it; whether there is more to do.
 
@@ -278,15 +320,17 @@ class Router:
         Raises:
             OutOfStep: A reply was not the one that was due.
         """
-        self.is_stalled = False
+        deliveries = self._deliveries
+        deliveries.is_stalled = False
         try:
             left: float = TURN
-            while (left := self._hand_out(left)) > 0 and backlog:
-                self._receive(backlog)
+            while (left := deliveries.hand_out(left)) > 0 and backlog:
+                if (item := deliveries.take(backlog)) is not NOTHING:
+                    self._on_other(item)
         except BaseException:
-            self._hand_out(math.inf)  # what came before the failure counts
+            deliveries.hand_out(math.inf)  # what came before the failure counts
             raise
-        return bool(backlog or self._runs or self._touched)
+        return bool(backlog or deliveries)
 
     def expire(self, now: float) -> float:
         """Let quiet trails look after their histories; when the next one is due."""
@@ -295,25 +339,13 @@ class Router:
     def end(self, reason: str = "closed") -> None:
         """The session has ended: nothing is on the wire, and messages may be missing from here on."""
         self._is_live = False
-        self._hand_out(math.inf)
-        lost: defaultdict[Mailbox, list[Route]] = defaultdict(list)
-        wire, on = self._wire, Wire.ON
-        for routes in self._wishes.values():
-            for route in routes.values():
-                burst = wire.get(route.target)
-                if burst is None:
-                    continue
-                for mailbox in route.live_mailboxes():
-                    # lost before and asked for again: messages may have come before it was confirmed
-                    if burst.wire is on or route.target in self._missing.get(mailbox, ()):
-                        lost[mailbox].append(route)
-        for mailbox, gone in lost.items():
-            mailbox.open_hole(map(_name_of, gone), reason)
-            self._missing.setdefault(mailbox, set()).update(map(_target_of, gone))
+        self._deliveries.hand_out(math.inf)
+        routes = itertools.chain.from_iterable(routes.values() for routes in self._wishes.values())
+        self._tear((route for route in routes if route.target in self._wire), reason)
         self._reads.end()
         bursts = [*(due for due in self._due if isinstance(due, _Burst)), *self._fences]
-        forgotten = list(wire)
-        wire.clear()
+        forgotten = list(self._wire)
+        self._wire.clear()
         self._due.clear()
         self._fences.clear()
         self._settle(forgotten, is_on=False)
@@ -321,182 +353,118 @@ class Router:
             if burst.ticket is not None:
                 burst.ticket.release()
 
-    # -- the path of a message -------------------------------------------------------------------
-
-    def _receive(self, backlog: deque[Any]) -> None:  # noqa: C901, PLR0912, PLR0915  # one loop, see below
-        """Take messages, up to the next reply; or deal with that, if it is first.
-
-        One loop, without a call for each message that could be spared: it is what receiving costs.
-        Each push is let go of before the next one, so few objects are alive and Python's garbage
-        collector sleeps: 0.03 µs less. Messages of one route that follow each other make a run if it
-        has many mailboxes, to be staged for each of them at once: 0.1 µs less for each.
-        """
-        push = self._push
-        channels = self._wishes[Kind.CHANNEL]
-        patterns = self._wishes[Kind.PATTERN]
-        magic = MAGIC[0]
-        runs, touched = self._runs, self._touched
-        running: Route | None = None  # whose messages are in the run
-        run: list[Message[object]] = []
-        uids: list[bytes] = []  # of its messages that follow on each other
-        told: list[bytes] = []  # of a message's place
-        try:
-            while backlog:
-                item = backlog.popleft()
-                if item.__class__ is not push:
-                    if running is not None or runs or touched:  # what came before the reply is before it
-                        backlog.appendleft(item)
-                    else:
-                        self._on_reply(item)
-                    return
-                kind = item[0]
-                try:
-                    if kind == b"message":
-                        route, channel, payload = channels[item[1]], None, item[2]
-                    elif kind == b"pmessage":
-                        route, channel, payload = patterns[item[1]], item[2], item[3]
-                    else:
-                        continue  # confirmations: the fence says the same, once for all of a burst
-                except KeyError:
-                    continue  # nobody wants it any more
-                if payload.__class__ is not bytes:
-                    raise OutOfStep(f"a message of {type(payload).__name__}, not bytes")
-                headers = NO_HEADERS
-                place: Place | None = None
-                if payload and payload[0] == magic:  # takes a third of what `startswith` does
-                    # `unframe` for what is usual with a history, without a call: 0.2 µs less
-                    head, end, rest = payload.partition(NONE_TOLD)
-                    told = head.split(b" ", 4)
-                    if (
-                        end
-                        and len(told) == 4
-                        and told[0] == VERSION
-                        and told[1].replace(b"-", b"", 1).isdigit()
-                    ):
-                        payload, place = rest, head
-                    elif (framed := unframe(payload)) is not None:
-                        payload, headers, place = framed
-                        told = [] if place is None else place.split(b" ")
-                    elif payload.startswith(MAGIC):
-                        route.count_malformed()
-                if running is not None and route is not running:
-                    self._add_run(running, run, uids)
-                    running, run, uids = None, [], []
-                origin = route.origin if channel is None else route.first.origin_in(channel)
-                if place is None:
-                    message = Message(payload, payload, origin, headers)
-                else:
-                    message = KeptMessage(payload, payload, origin, headers, place)
-                if (mailbox := route.only) is None or runs:
-                    running = route
-                    if place is not None and len(uids) == len(run) and (not uids or told[3] == uids[-1]):
-                        uids.append(told[2])
-                    run.append(message)
-                else:
-                    if not (staged := mailbox.staged):
-                        touched.append(mailbox)
-                    staged.append(message)
-        finally:  # also after a failure
-            if running is not None:
-                self._add_run(running, run, uids)
-
-    def _add_run(self, route: Route, run: list[Message[object]], uids: list[bytes]) -> None:
-        """A run of messages is to be staged for all mailboxes that a route has now."""
-        for group in route.groups.values():
-            messages = run if group is route.first else [group.own(message) for message in run]
-            self._runs.append(_Run(messages, uids, iter(list(group.mailboxes.items()))))
-
-    def _stage(self) -> None:
-        """Give the first runs to their mailboxes, to take when they are settled; `STAGE` deliveries.
-
-        It may stop in the middle of a run, so that each mailbox gets all of a long one: its subscriber
-        is woken once for 200 messages, and not once for ten, because there are 10 000 others.
-        """
-        runs, touched = self._runs, self._touched
-        left = STAGE
-        while runs and left > 0:
-            messages, uids, mailboxes = runs[0]
-            for mailbox, trail in mailboxes:
-                is_new = not mailbox.staged
-                if trail is None:
-                    mailbox.staged += messages
-                else:
-                    trail.push(messages, uids)
-                    self._reads.let_ask(trail)
-                if is_new and mailbox.staged:
-                    touched.append(mailbox)
-                left -= len(messages)
-                if left <= 0:
-                    return
-            runs.popleft()
-
     # -- inside ------------------------------------------------------------------------------------
 
-    def _hand_out(self, left: float) -> float:
-        """Let mailboxes take what came, as long as a turn's deliveries are left; how many are."""
-        touched = self._touched
-        while left > 0 and (touched or self._runs):
-            if not touched:
-                self._stage()
-            while touched and left > 0:
-                mailbox = touched.popleft()
-                left -= len(mailbox.staged) + WAKE_COST
-                if mailbox.settle():
-                    self.is_stalled = True
-        return left
-
-    def _on_reply(self, reply: object) -> None:
-        if isinstance(reply, ErrorReply) and str(reply).startswith("LOADING"):
+    def _on_other(self, item: Any) -> None:
+        """What the server said that is no message. All messages before it were handed out."""
+        if item.__class__ is self._push:
+            self._on_shard_left(Target(Kind.SHARD, item[1]))
+            return
+        if isinstance(item, ErrorReply) and str(item).startswith("LOADING"):
             raise OutOfStep("the server is still loading its data")
         if not self._due:
-            raise OutOfStep(f"a reply that nobody asked for: {type(reply).__name__}")
+            raise OutOfStep(f"a reply that nobody asked for: {type(item).__name__}")
         due = self._due[0]
         if isinstance(due, Read):
-            if due.is_complete_with(reply):
+            if due.is_complete_with(item):
                 self._due.popleft()
                 self._on_read(due)
-        elif isinstance(reply, ErrorReply):
-            due.error = str(reply)
-        elif reply == due.token:
+        elif isinstance(item, ErrorReply):
+            due.errors.append(str(item))
+        elif item == due.token:
             self._due.popleft()
             self._on_fence(due)
         else:
-            raise OutOfStep(f"a fence was due, not {type(reply).__name__}")
+            raise OutOfStep(f"a fence was due, not {type(item).__name__}")
+
+    def _on_shard_left(self, target: Target) -> None:
+        """A channel is not subscribed any more: because we said so, or its slot has left the server."""
+        if self._wire_state(target) in (None, Wire.LEAVING):
+            return
+        for due in self._due:  # we said so, and have asked for it again since
+            if isinstance(due, _Burst) and due.wire is Wire.LEAVING and target in due.targets:
+                return
+        route = self._wishes[target.kind].get(target.key)
+        if route is not None:
+            self._tear([route], "the slot of the channel has left the node", GapReason.MOVED)
+        del self._wire[target]
+        self._dirty[target] = None
 
     def _on_read(self, read: Read) -> None:
         """All that a trail has asked for is here. Nothing is staged before it, see `_receive`."""
         trail = read.trail
         mailbox, is_joined = trail.mailbox, trail.is_joined
         reason = self._reads.finish(read)
-        if reason is not None:  # to its subscriber that is a topic which was refused
+        redirect = None if reason is None or self._redirected is None else redirect_of(reason)
+        if redirect is not None and self._redirected is not None:
+            self._redirected([self.target_of(trail.topic)], redirect)
+        elif reason is not None:  # to its subscriber that is a topic which was refused
             self._reads.refuse(trail, reason)
             self.remove(mailbox, (trail.topic,), Ticket(lambda: None))
             if is_joined:
                 mailbox.put(SubscribeRefused({trail.topic.name: reason}))
         if mailbox.staged:
-            self._touched.append(mailbox)
+            self._deliveries.touch(mailbox)
 
     def _on_fence(self, burst: _Burst) -> None:
         if burst.ticket is not None:
             burst.ticket.release()
         # a target that a later burst has touched is that burst's matter
-        targets = [target for target in burst.targets if self._wire[target] is burst]
+        targets = [target for target in burst.targets if self._wire.get(target) is burst]
         is_alone = len(burst.targets) == 1
         burst.targets = ()
-        if burst.error is None and burst.wire is Wire.ASKED:
+        errors = burst.errors
+        if errors and burst.wire is Wire.ASKED and self._redirected is not None:
+            targets, errors = self._on_redirects(targets, errors, self._redirected)
+        if not errors and burst.wire is Wire.ASKED:
             burst.wire = Wire.ON
             self._settle(targets, is_on=True)
             return
         for target in targets:
             del self._wire[target]
-        if burst.error is None or burst.wire is Wire.LEAVING:
+        if not errors or burst.wire is Wire.LEAVING:
             self._settle(targets, is_on=False)
         elif is_alone:
             for target in targets:
-                self._refuse(target, burst.error)
+                self._refuse(target, errors[-1])
         else:
             self._alone.update(targets)
             self._dirty.update(dict.fromkeys(targets))
+
+    def _on_redirects(
+        self,
+        targets: list[Target],
+        errors: list[str],
+        redirected: Callable[[list[Target], Redirect], None],
+    ) -> tuple[list[Target], list[str]]:
+        """The server does not serve some of these targets, or not now; the others, and other errors."""
+        others: list[str] = []
+        for error in errors:
+            redirect = redirect_of(error)
+            if redirect is None:
+                others.append(error)
+                continue
+            gone = [t for t in targets if redirect.slot is None or slot_of(t.key) == redirect.slot]
+            for target in gone:
+                del self._wire[target]
+            targets = [target for target in targets if target in self._wire]
+            if gone:
+                redirected(gone, redirect)
+        return targets, others
+
+    def _tear(self, routes: Iterable[Route], cause: str, reason: GapReason = GapReason.RECONNECTED) -> None:
+        """Messages of these may be missing from here on, until they are confirmed again."""
+        lost: defaultdict[Mailbox, dict[Hashable, str]] = defaultdict(dict)
+        for route in routes:
+            target = route.target
+            is_on = self._wire_state(target) is Wire.ON
+            for mailbox in route.live_mailboxes():
+                # lost before and asked for again: messages may have come before it was confirmed
+                if is_on or mailbox.has_lost(target):
+                    lost[mailbox][target] = route.name
+        for mailbox, gone in lost.items():
+            mailbox.open_hole(gone, cause, reason)
+            self._torn[mailbox] = None
 
     def _differences(self) -> dict[tuple[Kind, Wire], list[Target]]:
         """What the server is to be told, by command."""
@@ -507,10 +475,10 @@ class Router:
             for kind, routes in self._wishes.items():
                 if routes:
                     bursts[kind, Wire.ASKED] = [route.target for route in routes.values()]
-            self._settle([target for target in dirty if not self._is_wanted(target)], is_on=False)
+            self._settle([target for target in dirty if not self.is_wanted(target)], is_on=False)
             return bursts
         for target in dirty:
-            wanted = self._is_wanted(target)
+            wanted = self.is_wanted(target)
             state = self._wire_state(target)
             if wanted != (state in (Wire.ASKED, Wire.ON)):
                 becomes = Wire.ASKED if wanted else Wire.LEAVING
@@ -524,15 +492,15 @@ class Router:
 
         Unless those have changed their minds; then it is dirty, and the next `commands` sees to it.
         """
-        if not self._missing and not self._tickets and not self._reads:
+        if not self._torn and not self._tickets and not self._reads:
             return
         found: defaultdict[Mailbox, list[Target]] = defaultdict(list)
-        wishes, missing, tickets = self._wishes, self._missing, self._tickets
+        wishes, torn, tickets = self._wishes, self._torn, self._tickets
         for target in targets:
             route = wishes[target.kind].get(target.key)
             if (route is not None) is not is_on:
                 continue
-            if route is not None and missing:
+            if route is not None and torn:
                 for mailbox in route.mailboxes():
                     found[mailbox].append(target)
             if route is not None and self._reads:
@@ -554,7 +522,7 @@ class Router:
             ticket.refused[route.name] = reason
         for mailbox in route.mailboxes():
             trail = self._reads.of(mailbox, target)
-            if target in self._missing.get(mailbox, ()) or (trail is not None and trail.is_joined):
+            if mailbox.has_lost(target) or (trail is not None and trail.is_joined):
                 mailbox.put(SubscribeRefused({route.name: reason}))
             self._found(mailbox, (target,))
             self._reads.leave(mailbox, target)
@@ -563,19 +531,12 @@ class Router:
 
     def _found(self, mailbox: Mailbox, targets: Iterable[Target]) -> None:
         """Targets that may have been lost with the connection are back, or not wanted any more."""
-        missing = self._missing.get(mailbox)
-        if missing is not None:
-            missing.difference_update(targets)
-            if not missing:
-                del self._missing[mailbox]
-                mailbox.close_hole()
+        if mailbox in self._torn and mailbox.found(targets):
+            del self._torn[mailbox]
 
     def _wait_for(self, target: Target, ticket: Ticket) -> None:
         ticket.hold()
         self._tickets.setdefault(target, []).append(ticket)
-
-    def _is_wanted(self, target: Target) -> bool:
-        return target.key in self._wishes[target.kind]
 
     def _wire_state(self, target: Target) -> Wire | None:
         burst = self._wire.get(target)
@@ -598,3 +559,11 @@ class Router:
     def _send_fence(self, burst: _Burst) -> Command:
         self._due.append(burst)
         return (b"PING", burst.token)
+
+
+def _by_slot(keys: Iterable[bytes]) -> Iterable[list[bytes]]:
+    """Channels in groups that one command may name."""
+    groups: defaultdict[int, list[bytes]] = defaultdict(list)
+    for key in keys:
+        groups[slot_of(key)].append(key)
+    return groups.values()

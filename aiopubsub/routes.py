@@ -30,6 +30,7 @@ class Kind(Enum):
 
     CHANNEL = (b"SUBSCRIBE", b"UNSUBSCRIBE")
     PATTERN = (b"PSUBSCRIBE", b"PUNSUBSCRIBE")
+    SHARD = (b"SSUBSCRIBE", b"SUNSUBSCRIBE")
 
 
 class Target(NamedTuple):
@@ -39,9 +40,11 @@ class Target(NamedTuple):
     key: bytes
 
     @classmethod
-    def of(cls, topic: Subscribable[object]) -> Target:
+    def of(cls, topic: Subscribable[object], *, in_cluster: bool = False) -> Target:
         """The target of a topic or a pattern."""
-        return cls(Kind.PATTERN if isinstance(topic, Pattern) else Kind.CHANNEL, topic.key)
+        if isinstance(topic, Pattern):
+            return cls(Kind.PATTERN, topic.key)
+        return cls(Kind.SHARD if in_cluster and topic.sharded else Kind.CHANNEL, topic.key)
 
 
 class Ticket:
@@ -138,7 +141,7 @@ class Route:
         self.first: Group
         self.origin: Origin
         self.only: Mailbox | None = None
-        self._channel = name if target.kind is Kind.CHANNEL else ""
+        self._channel = "" if target.kind is Kind.PATTERN else name
 
     def add(self, topic: Subscribable[object], mailbox: Mailbox, trail: Trail | None) -> None:
         """Let a mailbox have its messages as this topic, along a trail if that has a history."""

@@ -21,15 +21,13 @@ import anyio
 from .checks import check_choice, check_count, check_cursor_name, check_seconds
 from .client import Client, Source, as_client, begin, deployment_of
 from .cursor import Cursor
-from .deployment import Deployment
+from .deployment import Deployment, Listening
 from .errors import Closed, ConnectFailed, GapError, SlowConsumer, SubscribeRefused
 from .intake import Intake
-from .link import Link
 from .mailbox import Item, Mailbox, Overflow
 from .message import Gap, KeptMessage, Message, Undecodable
 from .options import OnGap, OverflowName, SubscriberOptions
 from .position import Position
-from .router import Router
 from .routes import Ticket
 from .since import Since, SinceLike, start_of_each
 from .stats import SubscriberStats
@@ -140,7 +138,7 @@ class Subscriber(Generic[T]):
         self._trails: dict[str, Trail] = {}
         self._client, self._owns_client = as_client(source_or_client)
         self._deployment: Deployment | None = None
-        self._link: Link[Router] | None = None
+        self._link: Listening | None = None
         self._is_closed = False
         self._undecodable = 0
         self._intake = Intake(self._mailbox)
@@ -428,7 +426,7 @@ class Subscriber(Generic[T]):
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _open_link(self) -> Link[Router]:
+    def _open_link(self) -> Listening:
         if self._link is None or self._is_closed:
             raise Closed("Subscriber", opened=self._is_closed)
         return self._link
@@ -484,20 +482,20 @@ class Subscriber(Generic[T]):
             self._link.kick()
             self._link.resume()
 
-    def _caught_up(self, link: Link[Router]) -> asyncio.Future[None]:
+    def _caught_up(self, link: Listening) -> asyncio.Future[None]:
         """Done when all that the histories hold is in the mailbox."""
         ticket, reached = self._ticket()
         link.dialogue.catch_up(self._mailbox, ticket)
         return reached
 
-    def _fence(self, link: Link[Router]) -> asyncio.Future[None]:
+    def _fence(self, link: Listening) -> asyncio.Future[None]:
         """Done when what the server has sent so far is here; at once if there is no connection."""
         ticket, reached = self._ticket()
         link.dialogue.fence(ticket)
         link.kick()
         return reached
 
-    async def _confirmation(self, link: Link[Router], settled: asyncio.Future[None]) -> None:
+    async def _confirmation(self, link: Listening, settled: asyncio.Future[None]) -> None:
         if settled.done():
             return  # without a timer, which asyncio keeps until it is due
         try:
@@ -511,19 +509,19 @@ class Subscriber(Generic[T]):
                 repr(self._client), f"no confirmation within {self._client.connect_timeout:g} s"
             ) from None
 
-    def _drop(self, link: Link[Router], topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
+    def _drop(self, link: Listening, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
         topics = list(topics)
         for topic in topics:
             self._topics.pop(_name(topic), None)
         link.dialogue.remove(self._mailbox, topics, ticket)
         link.kick()
 
-    def _forget_refused(self, link: Link[Router]) -> None:
+    def _forget_refused(self, link: Listening) -> None:
         for name, topic in list(self._topics.items()):
             if not link.dialogue.wants(self._mailbox, topic):
                 del self._topics[name]
 
-    def _shut(self, ticket: Ticket) -> Link[Router] | None:
+    def _shut(self, ticket: Ticket) -> Listening | None:
         """Close without waiting; the ticket is done when the server has forgotten us."""
         self._is_closed = True
         link = self._link

@@ -50,24 +50,26 @@ class History:
 class Subscribable(Generic[T_co]):
     """What a `Subscriber` takes: a `Topic` or a `Pattern`. Not made directly.
 
-    Two of them are equal when their names, their codecs and their histories are.
+    Two of them are equal when their names, their codecs, their histories and `sharded` are.
 
     Attributes:
         name: The channel's name, or the pattern's glob.
         key: The same as UTF-8, as the server knows it.
         decode: Makes `T` of a payload; `None` leaves the bytes as they are.
         history: How much of it is kept; `None`: nothing, it is live only.
+        sharded: Whether a cluster keeps its messages within one shard.
     """
 
-    __slots__ = ("decode", "history", "key", "name")
+    __slots__ = ("decode", "history", "key", "name", "sharded")
 
     name: str
     key: bytes
     decode: Callable[[bytes], T_co] | None
     history: History | None
+    sharded: bool
 
     def _identity(self) -> tuple[object, ...]:
-        return (self.__class__, self.name, self.decode, self.history)
+        return (self.__class__, self.name, self.decode, self.history, self.sharded)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Subscribable):
@@ -95,6 +97,10 @@ class Topic(Subscribable[T]):
             them the topic carries bytes, and `publish` takes `str` too, as UTF-8.
         history: What the server keeps of it, so that no subscriber misses a message; `None` (the
             default): nothing.
+        sharded: In a cluster: `True` (the default) keeps its messages within the shard of the
+            channel's slot (SPUBLISH), so that load spreads over the shards; patterns don't see
+            them. `False` lets each node pass them to all others (PUBLISH), and patterns match.
+            Without a cluster it makes no difference.
 
     Raises:
         TypeError: `name` is not a `str`, a codec cannot be called, or `history` is no `History`.
@@ -106,7 +112,9 @@ class Topic(Subscribable[T]):
     encode: Callable[[T], bytes] | None
 
     @overload
-    def __init__(self: Topic[bytes], name: str, *, history: History | None = None) -> None: ...
+    def __init__(
+        self: Topic[bytes], name: str, *, history: History | None = None, sharded: bool = True
+    ) -> None: ...
 
     @overload
     def __init__(
@@ -116,6 +124,7 @@ class Topic(Subscribable[T]):
         encode: Callable[[T], bytes],
         decode: Callable[[bytes], T],
         history: History | None = None,
+        sharded: bool = True,
     ) -> None: ...
 
     def __init__(
@@ -125,6 +134,7 @@ class Topic(Subscribable[T]):
         encode: Callable[[T], bytes] | None = None,
         decode: Callable[[bytes], T] | None = None,
         history: History | None = None,
+        sharded: bool = True,
     ) -> None:
         self.name = name
         self.key = _name_to_key("a channel", name)
@@ -138,16 +148,17 @@ class Topic(Subscribable[T]):
         if history is not None and not isinstance(history, History):
             raise TypeError(f"`history` must be a History, not {type(history).__name__}")
         self.history = history
+        self.sharded = bool(sharded)
 
     @staticmethod
-    def text(name: str, *, history: History | None = None) -> Topic[str]:
+    def text(name: str, *, history: History | None = None, sharded: bool = True) -> Topic[str]:
         """A topic of `str`, as UTF-8. A payload that is not UTF-8 arrives as `Undecodable`."""
-        return Topic(name, encode=str.encode, decode=bytes.decode, history=history)
+        return Topic(name, encode=str.encode, decode=bytes.decode, history=history, sharded=sharded)
 
     @staticmethod
-    def json(name: str, *, history: History | None = None) -> Topic[JSON]:
+    def json(name: str, *, history: History | None = None, sharded: bool = True) -> Topic[JSON]:
         """A topic of JSON values, by the standard library's `json`, compact and as UTF-8."""
-        return Topic(name, encode=_encode_json, decode=_decode_json, history=history)
+        return Topic(name, encode=_encode_json, decode=_decode_json, history=history, sharded=sharded)
 
     def _identity(self) -> tuple[object, ...]:
         return (*super()._identity(), self.encode)
@@ -182,6 +193,7 @@ class Pattern(Subscribable[T_co]):
         self.key = _name_to_key("a pattern", glob)
         self.decode = _check_codec("decode", decode)
         self.history = None  # patterns are live only
+        self.sharded = False  # and see what the whole cluster is told
 
 
 def as_subscribable(topic: str | Subscribable[T]) -> Subscribable[T] | Subscribable[bytes]:

@@ -11,8 +11,9 @@ live here: what the bytes mean. Links open wires; a session owns one.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
+from urllib.parse import unquote, urlsplit
 
 import hiredis
 import redis.asyncio as aioredis
@@ -21,13 +22,14 @@ from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 
-from .dialogue import PUBLISH, Command
+from .dialogue import PUBLISH, SPUBLISH, Command
 from .errors import ConnectFailed, ErrorReply
+from .slots import Address
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Push", "RedisOpener", "Wire", "WireOpener", "WireUser"]
+__all__ = ["ClusterOpener", "Push", "RedisOpener", "Wire", "WireOpener", "WireUser"]
 
 READ_BYTES = 32_768
 """One read: 200 messages of 128 bytes, which die before Python's garbage collector counts 700 new
@@ -71,6 +73,9 @@ _NOT_COPIED = {
     "max_connections",
     "timeout",
     "parser_class",
+    # what a cluster's client adds
+    "response_callbacks",
+    "redis_connect_func",
 }
 
 
@@ -140,21 +145,30 @@ class WireOpener(Protocol):
 
 
 class RedisOpener:
-    """Opens connections with the settings of a redis-py pool.
+    """Opens connections as redis-py would.
 
     Args:
-        pool: Where the class of connection and its settings are copied from. It is not used otherwise.
+        connection_class: Of redis-py.
+        settings: For it.
         name: What `CLIENT LIST` shows; `None` keeps what the settings say.
+        mode: What the server must be by its own words: `standalone`, or `cluster` for a node of one.
     """
 
-    def __init__(self, pool: aioredis.ConnectionPool, name: str | None) -> None:
-        settings = {k: v for k, v in pool.connection_kwargs.items() if k not in _NOT_COPIED}
-        settings |= _OURS | {"retry": Retry(NoBackoff(), 0)}
+    def __init__(
+        self,
+        connection_class: Callable[..., AbstractConnection],
+        settings: Mapping[str, Any],
+        name: str | None,
+        mode: str = "standalone",
+    ) -> None:
+        ours = {k: v for k, v in settings.items() if k not in _NOT_COPIED}
+        ours |= _OURS | {"retry": Retry(NoBackoff(), 0)}
         if name is not None:
-            settings["client_name"] = name
-        self._class: Callable[..., AbstractConnection] = pool.connection_class
-        self._settings = settings
-        self.target = _describe(settings)
+            ours["client_name"] = name
+        self._class = connection_class
+        self._settings = ours
+        self._mode = mode
+        self.target = _describe(ours)
 
     @classmethod
     def from_url(cls, url: str, name: str | None) -> RedisOpener:
@@ -164,7 +178,8 @@ class RedisOpener:
             ValueError: The URL cannot be read. The message does not repeat it: it may hold a password.
         """
         try:
-            return cls(_redis_py.ConnectionPool.from_url(url), name)
+            pool = _redis_py.ConnectionPool.from_url(url)
+            return cls(pool.connection_class, pool.connection_kwargs, name)
         except (ValueError, TypeError, redis_errors.RedisError):
             raise ValueError(
                 "source: the URL cannot be read; write redis://[user:password@]host[:port][/database], "
@@ -182,19 +197,115 @@ class RedisOpener:
         pool = client.connection_pool
         if isinstance(pool, SentinelConnectionPool):
             raise TypeError("source: a client managed by Sentinel is not supported yet")
-        return cls(pool, name)
+        return cls(pool.connection_class, pool.connection_kwargs, name)
+
+    def at(self, address: Address) -> RedisOpener:
+        """The same for another server."""
+        settings = {**self._settings, "host": address.host, "port": address.port}
+        return RedisOpener(self._class, settings, None, self._mode)
 
     async def open(self) -> Wire:
         connection: Any = self._class(**self._settings)  # redis-py's own types have holes
         try:
             await connection.connect()
+            await self._check_mode(connection)
             return RedisWire(connection)
+        except ConnectFailed:
+            connection._close()
+            raise
         except (redis_errors.RedisError, OSError, RuntimeError) as error:
             connection._close()  # RuntimeError: uvloop's, when it is to write to what was just closed
             raise ConnectFailed(self.target, _reason(error), _is_permanent(error)) from error
         except BaseException:  # cancelled somewhere between the socket and the handshake's end
             connection._close()
             raise
+
+    async def _check_mode(self, connection: Any) -> None:
+        """A URL of one kind of deployment for another would half work, and lose messages in silence."""
+        await connection.send_command("HELLO", "3")
+        mode = (await connection.read_response()).get(b"mode", b"standalone").decode()
+        if mode != self._mode:
+            advice = _ADVICE.get(mode, "another URL")
+            raise ConnectFailed(
+                self.target, f"it is {_MODES.get(mode, mode)}: use {advice}", permanent=True
+            )
+
+
+_MODES = {
+    "standalone": "a single server",
+    "cluster": "a node of a cluster",
+    "sentinel": "a sentinel, which knows servers but is none",
+}
+_ADVICE = {
+    "standalone": "redis://host:port",
+    "cluster": "redis+cluster://host:port",
+    "sentinel": "redis+sentinel://host:port/service",
+}
+
+
+class ClusterOpener:
+    """Opens connections to the nodes of a cluster.
+
+    Args:
+        opener: With the settings for every node.
+        startup: Nodes to ask first, at least one.
+        remap: What redis-py calls `address_remap`: from the address that a node announces to where it
+            can be reached.
+    """
+
+    def __init__(
+        self,
+        opener: RedisOpener,
+        startup: Sequence[Address],
+        remap: Callable[[tuple[str, int]], tuple[str, int]] | None = None,
+    ) -> None:
+        self._opener = opener
+        self._remap = remap
+        self.startup = tuple(startup)
+        self.target = "cluster " + ",".join(map(str, startup[:3])) + (",…" if len(startup) > 3 else "")
+
+    @classmethod
+    def from_url(cls, url: str, name: str | None) -> ClusterOpener:
+        """By redis-py's rules for `redis+cluster://` and `rediss+cluster://`, with several hosts.
+
+        Raises:
+            ValueError: The URL cannot be read. The message does not repeat it: it may hold a password.
+        """
+        scheme, _, rest = url.partition("+cluster://")
+        place, *query = rest.split("?", 1)
+        place, _, database = place.partition("/")
+        user, at, hosts = place.rpartition("@")
+        try:
+            if database not in ("", "0"):
+                raise ValueError(database)
+            startup = [_address(host) for host in hosts.split(",")]
+            pool = _redis_py.ConnectionPool.from_url("?".join([f"{scheme}://{user}{at}localhost", *query]))
+        except (ValueError, TypeError, redis_errors.RedisError):
+            raise ValueError(
+                "source: the URL cannot be read; write redis+cluster://[user:password@]host:port"
+                "[,host:port…], or rediss+cluster://… for TLS; a cluster has database 0 alone, and special "
+                "characters in names and passwords are percent-encoded"
+            ) from None
+        opener = RedisOpener(pool.connection_class, pool.connection_kwargs, name, "cluster")
+        return cls(opener, startup)
+
+    @classmethod
+    def from_client(cls, client: aioredis.RedisCluster, name: str | None) -> ClusterOpener:
+        """With the settings of a `redis.asyncio.RedisCluster` that the user already has."""
+        manager: Any = client.nodes_manager
+        settings = dict(manager.connection_kwargs)
+        connection_class = settings.pop("connection_class", _redis_py.Connection)
+        startup = [Address(str(node.host), int(node.port)) for node in manager.startup_nodes.values()]
+        opener = RedisOpener(connection_class, settings, name, "cluster")
+        return cls(opener, startup, getattr(manager, "address_remap", None))
+
+    def at(self, address: Address) -> RedisOpener:
+        """For one node."""
+        return self._opener.at(address)
+
+    def reach(self, announced: Address) -> Address:
+        """Where a node can be reached that announces this address."""
+        return announced if self._remap is None else Address(*self._remap(announced))
 
 
 class RedisWire(asyncio.BufferedProtocol):
@@ -213,7 +324,8 @@ class RedisWire(asyncio.BufferedProtocol):
             replyError=ErrorReply,
             notEnoughData=_NOTHING,
         )
-        self._beginnings: dict[bytes, bytes] = {}  # of a PUBLISH, by channel
+        # of what is sent most, by channel
+        self._beginnings: dict[bytes, dict[bytes, bytes]] = {PUBLISH: {}, SPUBLISH: {}}
         self._part_bytes = 0
         self._user: WireUser | None = None
 
@@ -279,20 +391,14 @@ class RedisWire(asyncio.BufferedProtocol):
         0.2 µs; hiredis takes 0.33."""
         parts: list[bytes] = []
         for command in commands:
-            if command[0] is PUBLISH:
-                _, key, payload = command
-                beginning = self._beginnings.get(key) or self._begin(key)
+            beginnings = self._beginnings.get(command[0])
+            if beginnings is not None:
+                verb, key, payload = command
+                beginning = beginnings.get(key) or _begin(beginnings, verb, key)
                 parts += (beginning, b"%d\r\n" % len(payload), payload, b"\r\n")
             else:
                 parts.append(_hiredis.pack_command(command))
         return b"".join(parts)
-
-    def _begin(self, key: bytes) -> bytes:
-        if len(self._beginnings) >= _BEGINNINGS:
-            self._beginnings.clear()
-        beginning = b"*3\r\n$7\r\nPUBLISH\r\n$%d\r\n%b\r\n$" % (len(key), key)
-        self._beginnings[key] = beginning
-        return beginning
 
     def _drain_reader(self) -> None:
         if self._user is None:
@@ -308,6 +414,26 @@ class RedisWire(asyncio.BufferedProtocol):
         self.is_writable = False
         # told that it is closed, redis-py neither warns nor closes a second time
         self._connection._reader = self._connection._writer = None
+
+
+def _begin(beginnings: dict[bytes, bytes], verb: bytes, key: bytes) -> bytes:
+    if len(beginnings) >= _BEGINNINGS:
+        beginnings.clear()
+    beginning = b"*3\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$" % (len(verb), verb, len(key), key)
+    beginnings[key] = beginning
+    return beginning
+
+
+def _address(text: str) -> Address:
+    """Host and port; the port is 6379 if none is given.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    parts = urlsplit(f"//{text}")
+    if not parts.hostname or parts.path:
+        raise ValueError(text)
+    return Address(unquote(parts.hostname), 6379 if parts.port is None else parts.port)
 
 
 def _describe(settings: Mapping[str, Any]) -> str:

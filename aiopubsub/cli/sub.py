@@ -165,6 +165,15 @@ class _Stands:
             typer.secho(f"go on with {options}", err=True, dim=True)
 
 
+_REASONS = {
+    GapReason.MOVED: "the channel went to another node of the cluster",
+    GapReason.TRIMMED: "the history does not reach back so far",
+    GapReason.RESET: "the history that was followed is gone, here begins what is kept now",
+    GapReason.ROLLED_BACK: "the server has forgotten messages that were printed here",
+    GapReason.OVERFLOW: "they came faster than they were printed",
+}
+
+
 def gap_sentence(gap: Gap) -> str:
     """What a person is told of messages that are missing."""
     where = ", ".join(visible(name) for name in gap.channels[:3]) + (", …" if len(gap.channels) > 3 else "")
@@ -178,21 +187,13 @@ def gap_sentence(gap: Gap) -> str:
 
 
 def _reason(gap: Gap) -> str:
-    match gap.reason:
-        case GapReason.RECONNECTED:
-            seconds = (gap.ended - gap.started).total_seconds()
-            return f"the connection was lost for {seconds:.1f} s ({visible(gap.cause)})"
-        case GapReason.TRIMMED:
-            return "the history does not reach back so far"
-        case GapReason.RESET:
-            return "the history that was followed is gone, here begins what is kept now"
-        case GapReason.ROLLED_BACK if gap.withdrawn is None:
-            return "the server has forgotten messages that were printed here"
-        case GapReason.ROLLED_BACK:
-            last = "message" if gap.withdrawn == 1 else f"{gap.withdrawn} messages"
-            return f"the server has forgotten the last {last} printed here"
-        case GapReason.OVERFLOW:
-            return "they came faster than they were printed"
+    if gap.reason is GapReason.RECONNECTED:
+        seconds = (gap.ended - gap.started).total_seconds()
+        return f"the connection was lost for {seconds:.1f} s ({visible(gap.cause)})"
+    if gap.reason is GapReason.ROLLED_BACK and gap.withdrawn is not None:
+        last = "message" if gap.withdrawn == 1 else f"{gap.withdrawn} messages"
+        return f"the server has forgotten the last {last} printed here"
+    return _REASONS[gap.reason]
 
 
 def _form(wanted: Wanted) -> Callable[[Message[bytes]], bytes]:

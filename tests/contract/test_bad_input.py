@@ -17,7 +17,7 @@ pytestmark = pytest.mark.anyio
         (lambda: ps.Client("localhost:6379"), ValueError, "not a URL; write for example redis://"),
         (lambda: ps.Client("redis://u:s3cret@h:port"), ValueError, "percent-encoded"),
         (lambda: ps.Client("redis://u:s3#cret@h"), ValueError, "percent-encoded"),
-        (lambda: ps.Client(7), TypeError, "a URL or a redis.asyncio.Redis, not int"),
+        (lambda: ps.Client(7), TypeError, "a URL, a redis.asyncio.Redis or RedisCluster, not int"),
         (lambda: ps.Client(connect_timeout=0), ValueError, "`connect_timeout` must be more than 0"),
         (lambda: ps.Client(heartbeat="5"), TypeError, "`heartbeat` must be a number of seconds"),
         (lambda: ps.Publisher("memory://", timeout=-1), ValueError, "`timeout` must be more than 0"),

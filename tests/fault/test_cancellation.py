@@ -80,7 +80,7 @@ async def client(valkey: Server) -> AsyncIterator[ps.Client]:
             assert not any(router._wishes.values())
             assert not router._wire
             assert not router._tickets
-            assert not router._missing
+            assert not router._torn
             assert (client.stats.in_flight, client.stats.waiting) == (0, 0)
             with admin(valkey) as server:
                 assert server.pubsub_channels() == []

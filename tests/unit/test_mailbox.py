@@ -17,7 +17,7 @@ from aiopubsub.mailbox import MESSAGE_OVERHEAD_BYTES, Mailbox, Overflow
 from aiopubsub.message import Gap, GapReason, Message, Origin
 from aiopubsub.topic import Topic
 
-TOPICS = {name: Topic(name) for name in "ab"}
+TOPICS = {name: Topic(name) for name in "abc"}
 ORIGINS = {name: Origin(name, topic) for name, topic in TOPICS.items()}
 
 
@@ -86,6 +86,7 @@ class Hole:
 
     started: float
     channels: dict[str, None] = field(default_factory=dict)
+    lost: set[str] = field(default_factory=set)
     ended: float | None = None  # None: it is still open
     is_first: bool = False  # a message after it was dropped: its order is lost
 
@@ -149,7 +150,18 @@ class MailboxModel(RuleBasedStateMachine):
 
     def close_holes(self) -> None:
         for hole in self.open_holes:
+            hole.lost.clear()
             hole.ended = self.clock.now
+
+    @property
+    def next_up(self) -> tuple[Put | Hole | Failure, set[str]]:
+        """The first entry that is no open hole, and what the open ones before it have lost."""
+        lost: set[str] = set()
+        for entry in self.line:
+            if not (isinstance(entry, Hole) and entry.ended is None):
+                return entry, lost
+            lost |= entry.channels.keys()
+        return Failure(PubSubError("nothing is next")), lost
 
     def fits(self, put: Put) -> bool:
         size = sum(entry.size for entry in self.waiting) + put.size
@@ -216,7 +228,7 @@ class MailboxModel(RuleBasedStateMachine):
 
     @rule(channels=st.sets(st.sampled_from("abc"), min_size=1))
     def lose_connection(self, channels: set[str]) -> None:
-        self.mailbox.open_hole(sorted(channels))
+        self.mailbox.open_hole({channel: channel for channel in sorted(channels)})
         if self.is_ended or self.has_failed:
             return
         hole = self.line[-1] if self.line else None
@@ -226,11 +238,19 @@ class MailboxModel(RuleBasedStateMachine):
             hole = Hole(self.clock.now)
             self.line.append(hole)
         hole.channels |= dict.fromkeys(sorted(channels))
+        hole.lost |= channels
 
-    @rule()
+    @rule(channels=st.sets(st.sampled_from("abc"), min_size=1))
+    def regain(self, channels: set[str]) -> None:
+        is_whole = self.mailbox.found(channels)
+        for hole in self.open_holes:
+            hole.lost -= channels
+            if not hole.lost:
+                hole.ended = self.clock.now
+        assert is_whole is (not self.open_holes)
+
     def regain_connection(self) -> None:
-        self.mailbox.close_hole()
-        self.close_holes()
+        self.regain({"a", "b", "c"})
 
     @rule()
     def blink(self) -> None:
@@ -308,12 +328,19 @@ class MailboxModel(RuleBasedStateMachine):
         first = [e for e in self.line if isinstance(e, (Hole, Failure)) and e.is_first]
         head = first or self.line[:1]
         assert any(isinstance(e, Hole) and e.ended is None for e in head), "something could be popped"
+        put, lost = self.next_up
+        assert first or not isinstance(put, Put) or put.message.topic.name in lost, (
+            "a message could be popped"
+        )
 
     def check_message(self, message: Message[object], rooms_before: int) -> None:
-        assert isinstance(self.line[0], Put), "a gap or an error comes before this message"
-        assert message is self.line[0].message
-        assert self.line[0].dropped_at is None, "lost, and not reported before what came after"
-        self.check_order([self.line.pop(0)])
+        put, lost = self.next_up
+        assert isinstance(put, Put), "a gap or an error comes before this message"
+        assert message is put.message
+        assert message.topic.name not in lost, "its gap comes first"
+        assert put.dropped_at is None, "lost, and not reported before what came after"
+        self.line.remove(put)
+        self.check_order([put])
         self.check_room(rooms_before)
 
     def check_gap(self, gap: Gap) -> None:
@@ -329,8 +356,10 @@ class MailboxModel(RuleBasedStateMachine):
         assert gap.missed is None
         holes = [e for e in self.line if isinstance(e, Hole) and e.is_first]
         if not holes:
-            assert isinstance(self.line[0], Hole), "the gap is not at its place"
-            holes = [self.line[0]]
+            hole, lost = self.next_up
+            assert isinstance(hole, Hole), "the gap is not at its place"
+            assert not hole.channels.keys() & lost, "another gap of its channels comes first"
+            holes = [hole]
         for hole in holes:
             assert hole.ended is not None, "handed over while it was open"
             self.line.remove(hole)
@@ -431,8 +460,8 @@ def test_drop_newest_tells_drops_from_a_lost_connection() -> None:
     mailbox = box(Overflow.DROP_NEWEST, buffer=1)
     put_one(mailbox, make(0))
     put_one(mailbox, make(1))
-    mailbox.open_hole(["a"])
-    mailbox.close_hole()
+    mailbox.open_hole({"a": "a"})
+    mailbox.found("ab")
     put_one(mailbox, make(2))
     put_one(mailbox, make(3))
     assert pop_all(mailbox) == [0, ("overflow", 1), ("reconnected", None), ("overflow", 2)]
@@ -482,7 +511,7 @@ def test_fail_does_not_wait_for_a_connection() -> None:
     mailbox = box(Overflow.FAIL, buffer=1)
     put_one(mailbox, make(0))
     put_one(mailbox, make(1))
-    mailbox.open_hole(["a"])
+    mailbox.open_hole({"a": "a"})
     popped = pop_all(mailbox)
     assert popped[0] == 0
     assert isinstance(popped[1], SlowConsumer)
@@ -517,11 +546,11 @@ def test_a_gap_waits_until_it_is_closed() -> None:
     """A gap holds back what came after it until its channels are back, then comes before it."""
     mailbox = box()
     put_one(mailbox, make(0))
-    mailbox.open_hole(["a"], "first")
-    mailbox.open_hole(["b"], "second")
+    mailbox.open_hole({"a": "a"}, "first")
+    mailbox.open_hole({"b": "b"}, "second")
     put_one(mailbox, make(1))
     assert pop_all(mailbox) == [0]
-    mailbox.close_hole()
+    mailbox.found("ab")
     assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3), cause="first")
     assert pop_all(mailbox) == [1]
 
@@ -529,24 +558,49 @@ def test_a_gap_waits_until_it_is_closed() -> None:
 def test_a_second_loss_before_the_end_of_the_first_is_a_gap_at_its_own_place() -> None:
     """What came between the two stands between the two gaps; both wait until all is subscribed again."""
     mailbox = box()
-    mailbox.open_hole(["a", "b"], "first")
+    mailbox.open_hole({"a": "a", "b": "b"}, "first")
     put_one(mailbox, make(0))
-    mailbox.open_hole(["a"], "second")
+    mailbox.open_hole({"a": "a"}, "second")
     put_one(mailbox, make(1))
     assert pop_all(mailbox) == []
-    mailbox.close_hole()
+    mailbox.found("ab")
     assert mailbox.pop() == Gap(GapReason.RECONNECTED, ("a", "b"), None, when(1), when(3), cause="first")
     assert pop_all(mailbox) == [0, ("reconnected", None), 1]
+
+
+def test_what_other_connections_bring_does_not_wait() -> None:
+    """A gap that is open holds back its own channels, and those alone; each gap has its reason."""
+    mailbox = box(buffer=9)
+    mailbox.open_hole({"a": "a"}, "one")
+    mailbox.open_hole({"b": "b"}, "two", GapReason.MOVED)
+    put_one(mailbox, make(0, channel="c"))
+    put_one(mailbox, make(1, channel="b"))
+    put_one(mailbox, make(2, channel="c"))
+    assert pop_all(mailbox) == [0]
+    assert mailbox.has_lost("a")
+    assert not mailbox.found("b")
+    assert pop_all(mailbox) == [("moved", None), 1, 2]
+    assert mailbox.found("a")
+    assert pop_all(mailbox) == [("reconnected", None)]
+    assert not mailbox.has_lost("a")
+
+
+def test_an_end_takes_what_was_staged() -> None:
+    """What one connection brought counts, though another said that all is here."""
+    mailbox = box()
+    mailbox.staged.append(make(0))
+    mailbox.end()
+    assert pop_all(mailbox) == [0]
 
 
 def test_an_open_gap_holds_back_drops_too() -> None:
     """What is dropped after an open gap that has come to the front is reported after it."""
     mailbox = box(buffer=1)
-    mailbox.open_hole(["a"])
+    mailbox.open_hole({"a": "a"})
     for n in range(3):
         put_one(mailbox, make(n))
     assert pop_all(mailbox) == []
-    mailbox.close_hole()
+    mailbox.found("ab")
     assert pop_all(mailbox) == [("reconnected", None), ("overflow", 2), 2]
 
 
@@ -555,8 +609,8 @@ def test_gaps_that_lost_all_between_them_become_one() -> None:
     mailbox = box(buffer=1)
     put_one(mailbox, make(0))
     for n, channel in enumerate("ab", 1):
-        mailbox.open_hole([channel], f"lost {n}")
-        mailbox.close_hole()
+        mailbox.open_hole({channel: channel}, f"lost {n}")
+        mailbox.found("ab")
         put_one(mailbox, make(n))
     put_one(mailbox, make(3))
     overflow, reconnected, message = iter(mailbox.pop, None)
@@ -579,11 +633,11 @@ def test_after_the_end_nothing_is_taken() -> None:
     """What was buffered can be popped, an open gap included; nothing more comes."""
     mailbox = box()
     put_one(mailbox, make(0))
-    mailbox.open_hole(["a"])
+    mailbox.open_hole({"a": "a"})
     mailbox.end()
     put_one(mailbox, make(1))
     mailbox.put(Closed("Client"))
-    mailbox.open_hole(["a"])
+    mailbox.open_hole({"a": "a"})
     assert not mailbox.is_drained
     assert pop_all(mailbox) == [0, ("reconnected", None)]
     assert mailbox.is_drained
@@ -595,7 +649,7 @@ def test_clear_forgets_everything(overflow: Overflow) -> None:
     """After `clear` nothing is left of messages, gaps, errors and failures."""
     mailbox = box(overflow, buffer=1)
     put_one(mailbox, make(0))
-    mailbox.open_hole(["a"])
+    mailbox.open_hole({"a": "a"})
     put_one(mailbox, make(1))
     mailbox.put(PubSubError("x"))
     mailbox.end()

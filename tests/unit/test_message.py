@@ -54,6 +54,7 @@ def test_the_words_of_gap_reasons() -> None:
         "overflow",
         "trimmed",
         "reset",
+        "moved",
         "rolled_back",
     }
 

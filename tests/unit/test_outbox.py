@@ -380,7 +380,7 @@ def test_closing_a_line_leaves_the_others() -> None:
 
 def many(outbox: Outbox, line: Line, count: int, deadline: float = math.inf, size: int = 1) -> Batch:
     commands: list[tuple[bytes, ...]] = [(b"PUBLISH", b"%d" % n, b"." * size) for n in range(count)]
-    batch = Batch(Promise(), deadline, commands, line)
+    batch = Batch(Promise(), deadline, commands)
     line.add(batch)
     return batch
 
@@ -400,7 +400,7 @@ def test_a_batch_is_answered_as_a_whole() -> None:
     outbox.receive(deque([4, 5]))
     assert batch.promise.done()
     assert after.outcome == 5
-    assert batch.replies[::2] == [2, 4]
+    assert batch.answers[::2] == [2, 4]
     [(at, error)] = batch.failures().items()
     assert (at, type(error)) == (1, PublishRefused)
     assert vars(error) == {"channel": "1", "reason": "NOPERM no"}
@@ -422,7 +422,7 @@ def test_a_batch_waits_for_its_place_in_the_window() -> None:
     outbox.receive(deque(range(3)))
     assert payloads(outbox.commands()) == [b"last"]
     outbox.receive(deque(range(4)))
-    assert large.replies == [0, 1, 2, 0, 1, 2]
+    assert large.answers == [0, 1, 2, 0, 1, 2]
     assert last.outcome == 3
 
 
@@ -445,7 +445,7 @@ def test_a_batch_that_lost_its_connection() -> None:
     outbox.receive(deque([7]))
     publish(outbox, line)
     outbox.end()
-    assert batch.replies == [7]
+    assert batch.answers[0] == 7
     assert {at: type(error) for at, error in batch.failures().items()} == {1: Unconfirmed, 2: Unconfirmed}
     assert vars(batch.failures()[1])["channel"] == "1"
     assert type(waiting.outcome) is Unconfirmed
@@ -478,7 +478,7 @@ def test_a_batch_that_was_given_up_or_closed() -> None:
     outbox.close(Closed("Client"))
     assert {type(error) for error in told_later.failures().values()} == {Closed}
     outbox.receive(deque([1, 2]))
-    assert told.replies == [1, 2]
+    assert told.answers == [1, 2]
     assert told.failures() == {}
 
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from aiopubsub.append import SHA
+from aiopubsub.deliveries import STAGE, TURN, WAKE_COST
 from aiopubsub.dialogue import Command, OutOfStep
 from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.frame import frame
@@ -23,7 +24,7 @@ from aiopubsub.mailbox import Mailbox, Overflow
 from aiopubsub.memory_streams import MemoryStreams
 from aiopubsub.message import Gap, GapReason, KeptMessage, Message
 from aiopubsub.reads import AUDIT_S, READS
-from aiopubsub.router import BATCH, STAGE, TURN, WAKE_COST, Router
+from aiopubsub.router import BATCH, Router
 from aiopubsub.routes import Ticket
 from aiopubsub.since import Since
 from aiopubsub.topic import History, Pattern, Subscribable, Topic
@@ -1355,4 +1356,4 @@ def test_nothing_is_left_over() -> None:
     assert not any(tables)
     assert not router._wire
     assert not router._due
-    assert not router._touched
+    assert not router._deliveries
