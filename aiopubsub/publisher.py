@@ -293,11 +293,11 @@ class Publisher:
         pending: deque[tuple[Batch | Append, asyncio.Future[None]]],
     ) -> bool:
         """Send the next messages of `publish_many`; whether there were any."""
+        link, line = self._way or self._open_way()
         size = min(_BATCH, self._max_in_flight)
         prepared = [self._prepare(topic, data) for topic, data in itertools.islice(pairs, size)]
         if not prepared:
             return False
-        link, line = self._way or self._open_way()
         deadline = self._time() + self._timeout
         has_kept = _Kept in set(map(type, prepared))
         groups = itertools.groupby(prepared, _group_of) if has_kept else [(None, prepared)]

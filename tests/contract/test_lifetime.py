@@ -99,7 +99,7 @@ async def test_a_cancelled_subscribe_leaves_nothing(client: ps.Client) -> None:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
             await sub.unsubscribe("c")
-            await sub.subscribe("fence")
+            await sub.subscribe("{c}fence")
             assert await pub.publish("c", b"x") == ps.Receipt(0)
 
 
@@ -172,15 +172,13 @@ async def test_stats_tell_how_things_stand(client: ps.Client) -> None:
     assert sub.stats.heard_s_ago is None
     async with sub:
         await ps.Publisher(client).publish_many("c", [b"x"] * 5)
-        await sub.subscribe("fence")
+        await sub.subscribe("{c}fence")
         await anext(sub)
         stats = sub.stats
         assert (stats.received, stats.delivered, stats.dropped, stats.buffered) == (5, 1, 3, 1)
         assert stats.heard_s_ago is not None
         assert 0 <= stats.heard_s_ago < 5
         links = client.stats.links
-        assert {role: link.state for role, link in links.items()} == {
-            "commands": "live",
-            "listens": "live",
-        }
+        assert {role.split(" ")[0] for role in links} >= {"commands", "listens"}
+        assert {link.state for link in links.values()} == {"live"}
         assert all(link.error is None and link.reconnects == 0 for link in links.values())
