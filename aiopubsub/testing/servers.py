@@ -133,8 +133,13 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        """Whether it answers, as far as it was told to: started, and neither killed, stopped nor paused."""
-        return self._process is not None and not self._is_paused
+        """Whether it can answer: it was started, has not ended, and is not paused."""
+        return self._process is not None and self._process.poll() is None and not self._is_paused
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether `pause` was the last that was done to it."""
+        return self._process is not None and self._is_paused
 
     def start(self) -> None:
         """Start it and wait until it accepts connections, 10 s at most."""
