@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
+from aiopubsub.testing.bus import Bus
 from aiopubsub.testing.moves import Move, migrate
 from aiopubsub.testing.nodes import Node
 from aiopubsub.testing.servers import HOST, free_ports
@@ -44,9 +45,13 @@ class Cluster(Topology):
             is promoted after about twice that.
         password: What clients and nodes log in with; the URL does not have it.
         timeout: How long anything may take, in seconds.
+        partitions: Whether nodes can be cut off from each other with `isolate`. What nodes tell each other,
+            all messages of `PUBLISH` included, then goes through a thread of this process, so do not
+            measure with it.
 
     Attributes:
         nodes: All of them, also those that were killed.
+        isolated: Those that are cut off from the others.
     """
 
     def __init__(
@@ -58,6 +63,7 @@ class Cluster(Topology):
         node_timeout_ms: int = 2000,
         password: str | None = None,
         timeout: float = 30.0,
+        partitions: bool = False,
     ) -> None:
         if primaries < 1 or replicas < 0:
             raise ValueError(f"primaries={primaries} and replicas={replicas}: at least 1 and 0 are needed")
@@ -71,6 +77,8 @@ class Cluster(Topology):
         self._primaries = primaries
         self._replicas = replicas
         self._password = password
+        self._partitions = partitions
+        self._bus: Bus | None = None
 
     # -- its life --------------------------------------------------------------------------------------
 
@@ -89,6 +97,9 @@ class Cluster(Topology):
         for node in self.nodes:
             node.kill()
             node.stop()
+        bus, self._bus = self._bus, None
+        if bus is not None:
+            bus.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -115,7 +126,9 @@ class Cluster(Topology):
         self.stop()
 
     async def _start(self) -> None:
+        self.isolated = frozenset()
         try:
+            self._bus = Bus() if self._partitions else None
             self.nodes = self._new_nodes(self._primaries * (1 + self._replicas))
             await self._launch(self.nodes)
             await self._form()
@@ -124,11 +137,21 @@ class Cluster(Topology):
             raise
 
     def _new_nodes(self, count: int) -> list[Node]:
-        ports = free_ports(2 * count)
-        return [
-            Node(self._executable, *self._options, port=port, bus_port=bus_port, password=self._password)
-            for port, bus_port in zip(ports[:count], ports[count:], strict=True)
-        ]
+        bus, ports = self._bus, iter(free_ports(3 * count))
+        nodes: list[Node] = []
+        for port, own_bus_port, bus_port in zip(ports, ports, ports, strict=True):
+            node = Node(
+                self._executable,
+                *self._options,
+                port=port,
+                own_bus_port=own_bus_port,
+                bus_port=own_bus_port if bus is None else bus_port,
+                password=self._password,
+            )
+            nodes.append(node)
+            if bus is not None:
+                bus.serve(node, own_bus_port)
+        return nodes
 
     async def _launch(self, nodes: list[Node]) -> None:
         for node in nodes:
@@ -207,12 +230,26 @@ class Cluster(Topology):
 
         await self._until(f"{replica} is a primary", not_yet)
 
+    async def isolate(self, *nodes: Node) -> None:
+        """Cut nodes off from the others; a cluster with `partitions=True` can.
+
+        The two sides don't hear each other any more; clients reach both, and replicas still copy their
+        primaries. What is asked of the cluster is asked of the others, until `heal`.
+        """
+        if self._bus is None:
+            raise RuntimeError("to isolate nodes make the Cluster with partitions=True")
+        self.isolated = frozenset(nodes)
+        self._bus.cut(frozenset(node.id for node in nodes))
+
     async def heal(self) -> None:
         """Make it whole again, whatever was done to its nodes.
 
-        Those that were killed are started, those that were paused go on, slots that were left half moved
-        stay where they are. Who is primary, and who serves what, is as the failures have left it.
+        Those that were killed are started, those that were paused go on, those that were isolated hear the
+        others, slots that were left half moved stay where they are. Who is primary, and who serves what, is
+        as the failures have left it.
         """
+        if self.isolated:
+            await self.isolate()
         for node in self.nodes:
             if node.is_paused:
                 node.resume()
@@ -232,9 +269,7 @@ class Cluster(Topology):
         (node,) = self._new_nodes(1)
         self.nodes.append(node)
         await self._launch([node])
-        await self._introduce(
-            node, (other for other in self.nodes if other.is_running and other is not node)
-        )
+        await self._introduce(node, (other for other in self._present() if other is not node))
         await self._until("all nodes know each other", self._strangers)
         if of is not None:
             await node.ask("CLUSTER", "REPLICATE", of.id)
@@ -260,9 +295,8 @@ class Cluster(Topology):
         await self.wait_until_agreed()
         self.nodes.remove(node)
         node.stop()
-        for other in self.nodes:
-            if other.is_running:
-                await other.ask("CLUSTER", "FORGET", node.id)
+        for other in self._present():
+            await other.ask("CLUSTER", "FORGET", node.id)
         await self.wait_until_ok()
 
     async def _empty(self, node: Node, others: list[Node]) -> None:

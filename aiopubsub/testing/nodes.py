@@ -66,10 +66,17 @@ class Node(Server):
     """
 
     def __init__(
-        self, executable: str, *options: str, port: int, bus_port: int, password: str | None
+        self,
+        executable: str,
+        *options: str,
+        port: int,
+        own_bus_port: int,
+        bus_port: int,
+        password: str | None,
     ) -> None:
+        bus = ("--cluster-port", str(own_bus_port), "--cluster-announce-bus-port", str(bus_port))
         secret = ("--requirepass", password, "--masterauth", password) if password else ()
-        super().__init__(executable, "--cluster-port", str(bus_port), *secret, *options, port=port)
+        super().__init__(executable, *bus, *secret, *options, port=port)
         self.id = ""
         self.host = HOST
         self.bus_port = bus_port

@@ -35,17 +35,19 @@ def slots_of(where: Where | Iterable[Where]) -> list[int]:
 
 
 class Topology:
-    """Who is who in a `Cluster`, asked from its running nodes.
+    """Who is who in a `Cluster`, asked from all nodes that run and are not isolated.
 
     Args:
         timeout: How long a wait may take, in seconds.
 
     Attributes:
         nodes: All of them, also those that were killed.
+        isolated: Those that are cut off from the others.
     """
 
     def __init__(self, timeout: float) -> None:
         self.nodes: list[Node] = []
+        self.isolated: frozenset[Node] = frozenset()
         self._timeout = timeout
         self._served: dict[str, frozenset[int]] = {}  # by id: what all nodes last agreed on, if anything
 
@@ -89,8 +91,11 @@ class Topology:
         return {node: view[node.id] for node, view in (await self._views()).items()}
 
     async def _views(self) -> dict[Node, View]:
-        running = [node for node in self.nodes if node.is_running]
-        return dict(zip(running, await asyncio.gather(*(node.view() for node in running)), strict=True))
+        nodes = self._present()
+        return dict(zip(nodes, await asyncio.gather(*(node.view() for node in nodes)), strict=True))
+
+    def _present(self) -> list[Node]:
+        return [node for node in self.nodes if node.is_running and node not in self.isolated]
 
     # -- waiting ---------------------------------------------------------------------------------------
 
@@ -159,8 +164,8 @@ class Topology:
 
     async def _strangers(self) -> str:
         for node, view in (await self._views()).items():
-            for other in self.nodes:
-                if other.is_running and (other.id not in view or view[other.id].flags & _ILL):
+            for other in self._present():
+                if other.id not in view or view[other.id].flags & _ILL:
                     return f"{node} has for {other}: {view.get(other.id)}"
         return ""
 
@@ -184,7 +189,7 @@ class Topology:
     async def _trouble(self) -> str:
         if trouble := await self._strangers() or await self._disagreement():
             return trouble
-        for node in [node for node in self.nodes if node.is_running]:
+        for node in self._present():
             state = (await node.info("cluster info"))["cluster_state"]
             link = (await node.info("replication")).get("master_link_status", "up")
             if (state, link) != ("ok", "up"):
