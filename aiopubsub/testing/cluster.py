@@ -44,10 +44,12 @@ class Cluster(Topology):
         node_timeout_ms: After so many milliseconds without an answer a node counts as failing; a replica
             is promoted after about twice that.
         password: What clients and nodes log in with; the URL does not have it.
+        tls: Certificate, key and authority, the paths of three PEM files: what clients and nodes say is
+            encrypted. Redis can, the Valkey of the wheel cannot.
         timeout: How long anything may take, in seconds.
-        partitions: Whether nodes can be cut off from each other with `isolate`. What nodes tell each other,
-            all messages of `PUBLISH` included, then goes through a thread of this process, so do not
-            measure with it.
+        partitions: Whether nodes can be cut off from each other with `isolate`, not with `tls`. What nodes
+            tell each other, all messages of `PUBLISH` included, then goes through a thread of this
+            process, so do not measure with it.
 
     Attributes:
         nodes: All of them, also those that were killed.
@@ -62,11 +64,14 @@ class Cluster(Topology):
         replicas: int = 1,
         node_timeout_ms: int = 2000,
         password: str | None = None,
+        tls: tuple[str, str, str] | None = None,
         timeout: float = 30.0,
         partitions: bool = False,
     ) -> None:
         if primaries < 1 or replicas < 0:
             raise ValueError(f"primaries={primaries} and replicas={replicas}: at least 1 and 0 are needed")
+        if tls is not None and partitions:
+            raise ValueError("partitions=True reads what nodes tell each other, which tls encrypts")
         super().__init__(timeout)
         self._executable = executable
         self._options = (
@@ -77,6 +82,7 @@ class Cluster(Topology):
         self._primaries = primaries
         self._replicas = replicas
         self._password = password
+        self._tls = tls
         self._partitions = partitions
         self._bus: Bus | None = None
 
@@ -85,7 +91,8 @@ class Cluster(Topology):
     @property
     def url(self) -> str:
         """What a `Client` takes, with all nodes, without any password."""
-        return "redis+cluster://" + ",".join(f"{node.host}:{node.port}" for node in self.nodes)
+        scheme = "redis" if self._tls is None else "rediss"
+        return f"{scheme}+cluster://" + ",".join(f"{node.host}:{node.port}" for node in self.nodes)
 
     def start(self) -> None:
         """Start it and wait until all slots are served and all replicas are synchronised."""
@@ -147,6 +154,7 @@ class Cluster(Topology):
                 own_bus_port=own_bus_port,
                 bus_port=own_bus_port if bus is None else bus_port,
                 password=self._password,
+                tls=self._tls,
             )
             nodes.append(node)
             if bus is not None:
@@ -254,8 +262,9 @@ class Cluster(Topology):
             if node.is_paused:
                 node.resume()
         await self._launch([node for node in self.nodes if not node.is_running])
-        for node, own in (await self._own_entries()).items():
-            await node.ask_all(("CLUSTER", "SETSLOT", slot, "STABLE") for slot in own.open_slots)
+        for primary in await self.primaries():
+            own = (await primary.view())[primary.id]
+            await primary.ask_all(("CLUSTER", "SETSLOT", slot, "STABLE") for slot in own.open_slots)
         await self.wait_until_ok()
 
     # -- nodes that come and go ------------------------------------------------------------------------

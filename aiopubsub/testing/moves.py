@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from itertools import pairwise
 from types import TracebackType
 from typing import Self
 
-from aiopubsub.testing.nodes import Node
+from aiopubsub.testing.nodes import Node, ranges_of
 from aiopubsub.testing.topology import Topology, Where
 
 __all__ = ["Move", "migrate"]
@@ -100,7 +99,8 @@ async def migrate(topology: Topology, where: Where | Iterable[Where], target: No
     sources.pop(target, None)
     for source, slots in sources.items():
         before = {job["name"] for job in await source.ask("CLUSTER", "GETSLOTMIGRATIONS")}
-        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *_ranges(slots), "NODE", target.id)
+        ends = (end for run in ranges_of(slots) for end in run)
+        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *ends, "NODE", target.id)
         job = await _end_of_job(topology, source, before)
         if job["state"] != "success":
             raise RuntimeError(f"migration from {source} to {target}: {job['state']}, {job['message']}")
@@ -119,9 +119,3 @@ async def _end_of_job(topology: Topology, source: Node, before: set[str]) -> dic
 
     await topology._until("the migration is over", under_way)
     return job
-
-
-def _ranges(slots: list[int]) -> list[int]:
-    """First and last of each run of neighbours, in one line."""
-    cuts = [(last, first) for last, first in pairwise(slots) if first != last + 1]
-    return [slots[0], *(slot for cut in cuts for slot in cut), slots[-1]]

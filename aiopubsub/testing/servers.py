@@ -102,6 +102,7 @@ class Server:
         self._options = options
         self._port = port
         self._process: subprocess.Popen[str] | None = None
+        self._scheme = "redis"
         self._is_paused = False
         self._settled = threading.Event()
         self._lines: deque[str] = deque(maxlen=50)
@@ -117,7 +118,7 @@ class Server:
     @property
     def url(self) -> str:
         """What a `Client` takes, without any password."""
-        return f"redis://{HOST}:{self.port}"
+        return f"{self._scheme}://{HOST}:{self.port}"
 
     @property
     def socket_url(self) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Iterable
 import redis
 
 from aiopubsub.keys import slot_of
-from aiopubsub.testing.nodes import Entry, Node
+from aiopubsub.testing.nodes import Entry, Node, ranges_of
 
 __all__ = ["Topology", "Where", "slots_of"]
 
@@ -118,7 +118,7 @@ class Topology:
         async def late() -> str:
             views = await self._views()
             missing = {
-                node: sorted(wanted.difference(view[by.id].slots if by.id in view else ()))
+                node: ranges_of(wanted.difference(view[by.id].slots if by.id in view else ()))
                 for node, view in views.items()
             }
             return f"missing, by node: {missing}" if any(missing.values()) else ""
@@ -170,20 +170,14 @@ class Topology:
         return ""
 
     async def _disagreement(self) -> str:
-        views = await self._views()
-        told = {
-            node: {
-                entry.id: (entry.primary, entry.slots)
-                for entry in view.values()
-                if entry.slots or entry.primary
-            }
-            for node, view in views.items()
-        }
-        first, *rest = told
-        for node in rest:
-            if told[node] != told[first]:
-                return f"{first} says {views[first]}, {node} says {views[node]}"
-        self._served |= {entry.id: entry.slots for entry in views[first].values() if entry.slots}
+        (first, view), *rest = (await self._views()).items()
+        told = _claims(view)
+        for node, other in rest:
+            if differing := told.items() ^ _claims(other).items():
+                names = {name for name, _ in differing}
+                ours, theirs = ([str(each.get(name)) for name in names] for each in (view, other))
+                return f"{first} says {ours}, {node} says {theirs}"
+        self._served |= {entry.id: entry.slots for entry in view.values() if entry.slots}
         return ""
 
     async def _trouble(self) -> str:
@@ -195,3 +189,10 @@ class Topology:
             if (state, link) != ("ok", "up"):
                 return f"{node} says cluster_state:{state}, master_link_status:{link}"
         return ""
+
+
+def _claims(view: View) -> dict[str, tuple[str | None, frozenset[int]]]:
+    """Who copies whom and who serves what, by the id of those who do either."""
+    return {
+        entry.id: (entry.primary, entry.slots) for entry in view.values() if entry.primary or entry.slots
+    }
