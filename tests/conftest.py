@@ -5,10 +5,12 @@ On a machine that lacks a server its tests are skipped, with the reason; with `C
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import pytest
 import redis
@@ -81,19 +83,49 @@ def check_version(name: str, server: Server) -> None:
         missing(f"{name} is wanted, but the server found is version {version}")
 
 
-@pytest.fixture(scope="session")
-def servers() -> Iterator[Callable[[str], Server]]:
-    """One running server of each kind that is asked for."""
-    running: dict[str, Server] = {}
+def cluster_of(name: str, *options: str, **settings: Any) -> Cluster:
+    """A cluster of servers of this kind, not started yet; or say that they are missing."""
+    start(name).stop()
+    return Cluster(FINDERS[name](), *options, **settings)
 
-    def get(name: str) -> Server:
+
+def start_cluster(name: str, **settings: Any) -> Cluster:
+    """The same, started."""
+    cluster = cluster_of(name, **settings)
+    cluster.start()
+    return cluster
+
+
+S = TypeVar("S", Server, Cluster)
+
+
+@contextlib.contextmanager
+def one_of_each(start: Callable[[str], S]) -> Iterator[Callable[[str], S]]:
+    """Start what is asked for by its name when it is asked for first, and stop all in the end."""
+    running: dict[str, S] = {}
+
+    def get(name: str) -> S:
         if name not in running:
             running[name] = start(name)
         return running[name]
 
     yield get
-    for server in running.values():
-        server.stop()
+    for each in running.values():
+        each.stop()
+
+
+@pytest.fixture(scope="session")
+def servers() -> Iterator[Callable[[str], Server]]:
+    """One running server of each kind that is asked for."""
+    with one_of_each(start) as get:
+        yield get
+
+
+@pytest.fixture(scope="session")
+def clusters() -> Iterator[Callable[[str], Cluster]]:
+    """One running cluster of each kind that is asked for; who breaks one heals it."""
+    with one_of_each(start_cluster) as get:
+        yield get
 
 
 @pytest.fixture(scope="session")

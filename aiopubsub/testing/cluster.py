@@ -1,35 +1,31 @@
 """A real cluster on free ports of the loopback interface.
 
-Lives here: making it, what an operator does to its nodes, and waiting until all of them know. Must not live
-here: how one node is asked, and the steps by which slots move.
+Lives here: making it, and what an operator does to its nodes. Must not live here: how they are asked and
+waited for, and the steps by which slots move.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
 from typing import Self
 
-import redis
-
-from aiopubsub.keys import slot_of
+from aiopubsub.testing.bus import Bus
 from aiopubsub.testing.moves import Move, migrate
-from aiopubsub.testing.nodes import Entry, Node
+from aiopubsub.testing.nodes import Node
 from aiopubsub.testing.servers import HOST, free_ports
+from aiopubsub.testing.topology import Topology, Where
 
 __all__ = ["Cluster"]
 
 _SLOTS = 16_384
-_POLL_S = 0.02
-_ILL = {"handshake", "noaddr", "fail?", "fail"}
-
-View = dict[str, Entry]
+_FAILOVER_S = 6.0  # a server gives a planned failover up after 5 s (CLUSTER FAILOVER)
 
 
-class Cluster:
+class Cluster(Topology):
     """A Redis Cluster or Valkey Cluster of your own, started in about 3 s.
 
     A context manager, plain or `async with`; `start` and `stop` can also be called, from any thread. A
@@ -48,10 +44,16 @@ class Cluster:
         node_timeout_ms: After so many milliseconds without an answer a node counts as failing; a replica
             is promoted after about twice that.
         password: What clients and nodes log in with; the URL does not have it.
+        tls: Certificate, key and authority, the paths of three PEM files: what clients and nodes say is
+            encrypted. Redis can, the Valkey of the wheel cannot.
         timeout: How long anything may take, in seconds.
+        partitions: Whether nodes can be cut off from each other with `isolate`, not with `tls`. What nodes
+            tell each other, all messages of `PUBLISH` included, then goes through a thread of this
+            process, so do not measure with it.
 
     Attributes:
         nodes: All of them, also those that were killed.
+        isolated: Those that are cut off from the others.
     """
 
     def __init__(
@@ -62,11 +64,15 @@ class Cluster:
         replicas: int = 1,
         node_timeout_ms: int = 2000,
         password: str | None = None,
+        tls: tuple[str, str, str] | None = None,
         timeout: float = 30.0,
+        partitions: bool = False,
     ) -> None:
         if primaries < 1 or replicas < 0:
             raise ValueError(f"primaries={primaries} and replicas={replicas}: at least 1 and 0 are needed")
-        self.nodes: list[Node] = []
+        if tls is not None and partitions:
+            raise ValueError("partitions=True reads what nodes tell each other, which tls encrypts")
+        super().__init__(timeout)
         self._executable = executable
         self._options = (
             *("--cluster-enabled", "yes", "--cluster-node-timeout", str(node_timeout_ms)),
@@ -76,15 +82,17 @@ class Cluster:
         self._primaries = primaries
         self._replicas = replicas
         self._password = password
-        self._timeout = timeout
-        self._last_owners: dict[str, frozenset[int]] = {}
+        self._tls = tls
+        self._partitions = partitions
+        self._bus: Bus | None = None
 
     # -- its life --------------------------------------------------------------------------------------
 
     @property
     def url(self) -> str:
         """What a `Client` takes, with all nodes, without any password."""
-        return "redis+cluster://" + ",".join(f"{node.host}:{node.port}" for node in self.nodes)
+        scheme = "redis" if self._tls is None else "rediss"
+        return f"{scheme}+cluster://" + ",".join(f"{node.host}:{node.port}" for node in self.nodes)
 
     def start(self) -> None:
         """Start it and wait until all slots are served and all replicas are synchronised."""
@@ -96,6 +104,9 @@ class Cluster:
         for node in self.nodes:
             node.kill()
             node.stop()
+        bus, self._bus = self._bus, None
+        if bus is not None:
+            bus.stop()
 
     def __enter__(self) -> Self:
         self.start()
@@ -122,7 +133,9 @@ class Cluster:
         self.stop()
 
     async def _start(self) -> None:
+        self.isolated = frozenset()
         try:
+            self._bus = Bus() if self._partitions else None
             self.nodes = self._new_nodes(self._primaries * (1 + self._replicas))
             await self._launch(self.nodes)
             await self._form()
@@ -131,11 +144,22 @@ class Cluster:
             raise
 
     def _new_nodes(self, count: int) -> list[Node]:
-        ports = free_ports(2 * count)
-        return [
-            Node(self._executable, *self._options, port=port, bus_port=bus_port, password=self._password)
-            for port, bus_port in zip(ports[:count], ports[count:], strict=True)
-        ]
+        bus, ports = self._bus, iter(free_ports(3 * count))
+        nodes: list[Node] = []
+        for port, own_bus_port, bus_port in zip(ports, ports, ports, strict=True):
+            node = Node(
+                self._executable,
+                *self._options,
+                port=port,
+                own_bus_port=own_bus_port,
+                bus_port=own_bus_port if bus is None else bus_port,
+                password=self._password,
+                tls=self._tls,
+            )
+            nodes.append(node)
+            if bus is not None:
+                bus.serve(node, own_bus_port)
+        return nodes
 
     async def _launch(self, nodes: list[Node]) -> None:
         for node in nodes:
@@ -163,145 +187,131 @@ class Cluster:
         for other in others:  # all pairs: gossip alone takes a second
             await node.ask("CLUSTER", "MEET", HOST, other.port, other.bus_port)
 
-    # -- who is who ------------------------------------------------------------------------------------
-
-    async def primaries(self) -> list[Node]:
-        """The running nodes that say they are primaries, now, also those without slots."""
-        return [node for node, own in (await self._own_entries()).items() if own.primary is None]
-
-    async def replicas(self, of: Node | None = None) -> list[Node]:
-        """The running nodes that say they are replicas, now: all, or those of one primary."""
-        return [
-            node
-            for node, own in (await self._own_entries()).items()
-            if own.primary is not None and (of is None or own.primary == of.id)
-        ]
-
-    async def node_of(self, where: str | bytes | int) -> Node:
-        """The primary that serves a channel, a key or a slot, now.
-
-        Of several that claim it, as after a partition, the one with the highest epoch.
-
-        Raises:
-            LookupError: No running node claims the slot.
-        """
-        slot = (
-            where
-            if isinstance(where, int)
-            else slot_of(where.encode() if isinstance(where, str) else where)
-        )
-        (node,) = await self._owners_of([slot])
-        return node
-
-    async def _own_entries(self) -> dict[Node, Entry]:
-        return {node: view[node.id] for node, view in (await self._views()).items()}
-
-    async def _owners_of(self, slots: Iterable[int]) -> dict[Node, list[int]]:
-        by_epoch = sorted((await self._own_entries()).items(), key=lambda item: -item[1].epoch)
-        owners: dict[Node, list[int]] = {}
-        for slot in slots:
-            owner = next((node for node, own in by_epoch if slot in own.slots), None)
-            if owner is None:
-                raise LookupError(f"slot {slot} is served by none of {[node for node, _ in by_epoch]}")
-            owners.setdefault(owner, []).append(slot)
-        return owners
-
-    async def _views(self) -> dict[Node, View]:
-        running = [node for node in self.nodes if node.is_running]
-        return dict(zip(running, await asyncio.gather(*(node.view() for node in running)), strict=True))
-
-    # -- waiting ---------------------------------------------------------------------------------------
-
-    async def wait_until_agreed(self) -> None:
-        """Wait until all running nodes say the same: who serves which slot, who copies whom."""
-        await self._until("all nodes agree", self._disagreement)
-
-    async def wait_until_ok(self) -> None:
-        """Wait until the cluster is whole.
-
-        All running nodes agree, none of them counts as failing, each says `cluster_state:ok`, and
-        replicas are connected to their primaries.
-        """
-        await self._until("the cluster is whole", self._trouble)
-
-    async def _wait_until_owned(self, slots: Iterable[int], by: Node) -> None:
-        wanted = frozenset(slots)
-
-        async def elsewhere() -> str:
-            views = await self._views()
-            late = [node for node, view in views.items() if not wanted <= view[by.id].slots]
-            return f"{late} give slots of {sorted(wanted)} to others than {by}" if late else ""
-
-        await self._until(f"{by} has the slots", elsewhere)
-        await self.wait_until_agreed()
-
-    async def _until(self, wish: str, obstacle: Callable[[], Awaitable[str]]) -> None:
-        """Ask for what is in the way of a wish until it is nothing."""
-        give_up = time.monotonic() + self._timeout
-        while True:
-            try:
-                seen = await obstacle()
-            except redis.RedisError as error:
-                seen = str(error)
-            if not seen:
-                return
-            if time.monotonic() > give_up:
-                raise TimeoutError(f"waited {self._timeout} s until {wish}; last seen: {seen}")
-            await asyncio.sleep(_POLL_S)
-
-    async def _strangers(self) -> str:
-        for node, view in (await self._views()).items():
-            for other in self.nodes:
-                if other.is_running and (other.id not in view or view[other.id].flags & _ILL):
-                    return f"{node} has for {other}: {view.get(other.id)}"
-        return ""
-
-    async def _disagreement(self) -> str:
-        views = await self._views()
-        told = {
-            node: {
-                entry.id: (entry.primary, entry.slots)
-                for entry in view.values()
-                if entry.slots or entry.primary
-            }
-            for node, view in views.items()
-        }
-        first, *rest = told
-        for node in rest:
-            if told[node] != told[first]:
-                return f"{first} says {views[first]}, {node} says {views[node]}"
-        self._last_owners = {entry.id: entry.slots for entry in views[first].values() if entry.slots}
-        return ""
-
-    async def _trouble(self) -> str:
-        if trouble := await self._strangers() or await self._disagreement():
-            return trouble
-        for node in [node for node in self.nodes if node.is_running]:
-            state = (await node.info("cluster info"))["cluster_state"]
-            link = (await node.info("replication")).get("master_link_status", "up")
-            if (state, link) != ("ok", "up"):
-                return f"{node} says cluster_state:{state}, master_link_status:{link}"
-        return ""
-
     # -- slots -----------------------------------------------------------------------------------------
 
-    def moving(self, slots: Iterable[int], to: Node) -> Move:
+    def moving(self, where: Where | Iterable[Where], to: Node) -> Move:
         """Move slots step by step, with room for a test between the steps; see `Move`."""
-        return Move(self, slots, to)
+        return Move(self, where, to)
 
-    async def move_slots(self, slots: Iterable[int], to: Node) -> None:
-        """Move slots step by step, with their keys, wherever they are."""
-        async with self.moving(slots, to):
+    async def move_slots(self, where: Where | Iterable[Where], to: Node) -> None:
+        """Move slots step by step, with their keys, from wherever they are."""
+        async with self.moving(where, to):
             pass
 
-    async def migrate_slots(self, slots: Iterable[int], to: Node) -> None:
+    async def migrate_slots(self, where: Where | Iterable[Where], to: Node) -> None:
         """Move slots by the server's own atomic migration, which Valkey has from version 9.
 
         Raises:
             RuntimeError: The migration has failed; with the server's message.
+            redis.ResponseError: The server refuses, or does not know the command.
         """
-        owners = await self._owners_of(sorted(set(slots)))
-        owners.pop(to, None)
-        for source, theirs in owners.items():
-            await migrate(source, theirs, to)
-        await self._wait_until_owned((slot for theirs in owners.values() for slot in theirs), to)
+        await migrate(self, where, to)
+
+    # -- nodes that fail -------------------------------------------------------------------------------
+
+    async def fail_over(self, replica: Node, *how: str) -> None:
+        """Let a replica take over from its primary, as an operator does before maintenance.
+
+        The primary becomes its replica. If the others refuse their votes it is asked for again after 6 s;
+        so does Redis 7.0, after a moment in which there are two primaries, if the same node was promoted
+        less than twice the node timeout ago.
+
+        Args:
+            replica: Who takes over.
+            *how: `"FORCE"` or `"TAKEOVER"`, for a primary that does not answer.
+
+        Raises:
+            redis.ResponseError: The server's reason, for example that it is no replica.
+        """
+        await replica.ask("CLUSTER", "FAILOVER", *how)
+        ask_again = time.monotonic() + _FAILOVER_S
+
+        async def not_yet() -> str:
+            nonlocal ask_again
+            own = (await replica.view())[replica.id]
+            if own.primary is None:
+                return await self._trouble()
+            if time.monotonic() > ask_again:
+                ask_again += _FAILOVER_S
+                await replica.ask("CLUSTER", "FAILOVER", *how)
+            return f"{replica} is a replica"
+
+        await self._until(f"{replica} is a primary", not_yet)
+
+    async def isolate(self, *nodes: Node) -> None:
+        """Cut nodes off from the others; a cluster with `partitions=True` can.
+
+        The two sides don't hear each other any more; clients reach both, and replicas still copy their
+        primaries. What is asked of the cluster is asked of the others, until `heal`.
+        """
+        if self._bus is None:
+            raise RuntimeError("to isolate nodes make the Cluster with partitions=True")
+        self.isolated = frozenset(nodes)
+        self._bus.cut(frozenset(node.id for node in nodes))
+
+    async def heal(self) -> None:
+        """Make it whole again, whatever was done to its nodes.
+
+        Those that were killed are started, those that were paused go on, those that were isolated hear the
+        others, slots that were left half moved stay where they are. Who is primary, and who serves what, is
+        as the failures have left it.
+        """
+        if self.isolated:
+            await self.isolate()
+        for node in self.nodes:
+            if node.is_paused:
+                node.resume()
+        await self._launch([node for node in self.nodes if not node.is_running])
+        for primary in await self.primaries():
+            own = (await primary.view())[primary.id]
+            await primary.ask_all(("CLUSTER", "SETSLOT", slot, "STABLE") for slot in own.open_slots)
+        await self.wait_until_ok()
+
+    # -- nodes that come and go ------------------------------------------------------------------------
+
+    async def add_node(self, of: Node | None = None) -> Node:
+        """Start one more node, and return it.
+
+        Args:
+            of: The primary whose replica it shall be; `None` makes a primary without slots.
+        """
+        (node,) = self._new_nodes(1)
+        self.nodes.append(node)
+        await self._launch([node])
+        await self._introduce(node, (other for other in self._present() if other is not node))
+        await self._until("all nodes know each other", self._strangers)
+        if of is not None:
+            await node.ask("CLUSTER", "REPLICATE", of.id)
+        await self.wait_until_ok()
+        return node
+
+    async def remove_node(self, node: Node) -> None:
+        """Take a node out for good and stop it.
+
+        Slots that it serves go to the other primaries, in equal parts, by the server's own migration if
+        it has one; so do its replicas.
+
+        Raises:
+            ValueError: No other primary is there.
+        """
+        others = [primary for primary in await self.primaries() if primary is not node]
+        if not others:
+            raise ValueError(f"{node} is the last primary")
+        if node.is_running:
+            await self._empty(node, others)
+        for number, replica in enumerate(await self.replicas(of=node)):
+            await replica.ask("CLUSTER", "REPLICATE", others[number % len(others)].id)
+        await self.wait_until_agreed()
+        self.nodes.remove(node)
+        node.stop()
+        for other in self._present():
+            await other.ask("CLUSTER", "FORGET", node.id)
+        await self.wait_until_ok()
+
+    async def _empty(self, node: Node, others: list[Node]) -> None:
+        slots = sorted((await node.view())[node.id].slots)
+        (has_migration,) = await node.ask("COMMAND", "INFO", "CLUSTER|MIGRATESLOTS")
+        move = self.migrate_slots if has_migration else self.move_slots
+        for number, other in enumerate(others):
+            if part := slots[len(slots) * number // len(others) : len(slots) * (number + 1) // len(others)]:
+                await move(part, other)

@@ -8,14 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable
-from itertools import pairwise
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
-from aiopubsub.testing.nodes import Node
-
-if TYPE_CHECKING:
-    from aiopubsub.testing.cluster import Cluster
+from aiopubsub.testing.nodes import Node, ranges_of
+from aiopubsub.testing.topology import Topology, Where
 
 __all__ = ["Move", "migrate"]
 
@@ -38,14 +35,14 @@ class Move:
             already are left out.
     """
 
-    def __init__(self, cluster: Cluster, slots: Iterable[int], target: Node) -> None:
+    def __init__(self, topology: Topology, where: Where | Iterable[Where], target: Node) -> None:
         self.target = target
         self.sources: dict[Node, list[int]] = {}
-        self._cluster = cluster
-        self._slots = sorted(set(slots))
+        self._topology = topology
+        self._where = where
 
     async def __aenter__(self) -> Self:
-        self.sources = await self._cluster._owners_of(self._slots)
+        self.sources = await self._topology.owners_of(self._where)
         self.sources.pop(self.target, None)
         for source, slots in self.sources.items():
             await self.target.ask_all(
@@ -65,9 +62,9 @@ class Move:
         await self.keys()
         await self.give(self.target)
         await self.give(*self.sources)
-        primaries = await self._cluster.primaries()
+        primaries = await self._topology.primaries()
         await self.give(*(node for node in primaries if node not in (self.target, *self.sources)))
-        await self._cluster._wait_until_owned(self._moved, self.target)
+        await self._topology.wait_until_owned(self._moved, self.target)
 
     async def keys(self) -> None:
         """Move all keys of the slots to the target with `MIGRATE`."""
@@ -96,27 +93,29 @@ class Move:
             await source.ask(*where, *keys)
 
 
-async def migrate(source: Node, slots: list[int], target: Node) -> None:
-    """Let the source hand the slots over by itself, with the atomic migration of Valkey 9.
+async def migrate(topology: Topology, where: Where | Iterable[Where], target: Node) -> None:
+    """Let the sources hand slots over by themselves, see `Cluster.migrate_slots`."""
+    sources = await topology.owners_of(where)
+    sources.pop(target, None)
+    for source, slots in sources.items():
+        before = {job["name"] for job in await source.ask("CLUSTER", "GETSLOTMIGRATIONS")}
+        ends = (end for run in ranges_of(slots) for end in run)
+        await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *ends, "NODE", target.id)
+        job = await _end_of_job(topology, source, before)
+        if job["state"] != "success":
+            raise RuntimeError(f"migration from {source} to {target}: {job['state']}, {job['message']}")
+    await topology.wait_until_owned((slot for slots in sources.values() for slot in slots), target)
 
-    Returns when the source says that it has succeeded; other nodes may not know yet.
 
-    Raises:
-        RuntimeError: It has failed, or was cancelled; with the server's message.
-    """
-    before = {job["name"] for job in await source.ask("CLUSTER", "GETSLOTMIGRATIONS")}
-    await source.ask("CLUSTER", "MIGRATESLOTS", "SLOTSRANGE", *_ranges(slots), "NODE", target.id)
-    while True:
+async def _end_of_job(topology: Topology, source: Node, before: set[str]) -> dict[str, str]:
+    """Wait until the one migration that was not there before is over, and return what became of it."""
+    job: dict[str, str] = {}
+
+    async def under_way() -> str:
+        nonlocal job
         jobs = await source.ask("CLUSTER", "GETSLOTMIGRATIONS")
         (job,) = (job for job in jobs if job["name"] not in before)
-        if job["state"] in _OVER:
-            break
-        await asyncio.sleep(0.01)
-    if job["state"] != "success":
-        raise RuntimeError(f"migration {job['state']}: {job['message']}")
+        return "" if job["state"] in _OVER else str(job)
 
-
-def _ranges(slots: list[int]) -> list[int]:
-    """First and last of each run of neighbours, in one line."""
-    cuts = [(last, first) for last, first in pairwise(slots) if first != last + 1]
-    return [slots[0], *(slot for cut in cuts for slot in cut), slots[-1]]
+    await topology._until("the migration is over", under_way)
+    return job

@@ -16,7 +16,7 @@ from redis.retry import Retry
 
 from aiopubsub.testing.servers import HOST, Server
 
-__all__ = ["Entry", "Node"]
+__all__ = ["Entry", "Node", "ranges_of"]
 
 _ASK_TIMEOUT_S = 10.0
 
@@ -40,6 +40,13 @@ class Entry:
     epoch: int
     slots: frozenset[int]
     open_slots: frozenset[int]
+
+    def __str__(self) -> str:
+        """As short as it can be told."""
+        flags = ",".join(sorted(self.flags))
+        copied = f" of {self.primary[:8]}" if self.primary else ""
+        slots = " ".join(f"{first}-{last}" for first, last in ranges_of(self.slots))
+        return f"{self.id[:8]} {flags}{copied}, epoch {self.epoch}, slots {slots or 'none'}"
 
     @classmethod
     def parse(cls, line: str) -> Self:
@@ -66,23 +73,39 @@ class Node(Server):
     """
 
     def __init__(
-        self, executable: str, *options: str, port: int, bus_port: int, password: str | None
+        self,
+        executable: str,
+        *options: str,
+        port: int,
+        own_bus_port: int,
+        bus_port: int,
+        password: str | None,
+        tls: tuple[str, str, str] | None,
     ) -> None:
-        secret = ("--requirepass", password, "--masterauth", password) if password else ()
-        super().__init__(executable, "--cluster-port", str(bus_port), *secret, *options, port=port)
+        super().__init__(
+            executable,
+            *("--cluster-port", str(own_bus_port), "--cluster-announce-bus-port", str(bus_port)),
+            *(("--requirepass", password, "--masterauth", password) if password else ()),
+            *(_tls_options(port, *tls) if tls else ()),
+            *options,
+            port=port,
+        )
         self.id = ""
         self.host = HOST
         self.bus_port = bus_port
         self.password = password
+        self._scheme = "redis" if tls is None else "rediss"
         self._admin: Any = redis.Redis(  # redis-py does not say what it returns
             HOST,
             port,
             password=password,
             decode_responses=True,
-            encoding_errors="surrogateescape",  # keys may be any bytes
+            encoding_errors="surrogateescape",  # see _encoded
             protocol=3,
             socket_timeout=_ASK_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
+            ssl=tls is not None,
+            ssl_ca_certs=tls[2] if tls else None,
         )
         self._admin.response_callbacks.clear()  # the server's own words
 
@@ -95,13 +118,13 @@ class Node(Server):
         Raises:
             redis.RedisError: The server's refusal, or that it can't be reached.
         """
-        return await asyncio.to_thread(self._admin.execute_command, *words)
+        return await asyncio.to_thread(self._admin.execute_command, *_encoded(words))
 
     async def ask_all(self, commands: Iterable[tuple[str | int, ...]]) -> list[Any]:
         """Send it many commands in one go; the first refusal is raised when all are answered."""
         with self._admin.pipeline(transaction=False) as pipeline:
             for command in commands:
-                pipeline.execute_command(*command)
+                pipeline.execute_command(*_encoded(command))
             return await asyncio.to_thread(pipeline.execute)
 
     async def info(self, section: str) -> dict[str, str]:
@@ -118,6 +141,31 @@ class Node(Server):
     def _end(self, how: Any) -> None:
         super()._end(how)
         self._admin.close()
+
+
+def _encoded(words: tuple[str | int, ...]) -> list[bytes | int]:
+    """Keys may be any bytes: what is not UTF-8 goes through texts unharmed."""
+    return [word.encode(errors="surrogateescape") if isinstance(word, str) else word for word in words]
+
+
+def ranges_of(slots: Iterable[int]) -> list[tuple[int, int]]:
+    """First and last of each run of neighbours."""
+    runs: list[tuple[int, int]] = []
+    for slot in sorted(slots):
+        if runs and slot == runs[-1][1] + 1:
+            runs[-1] = (runs[-1][0], slot)
+        else:
+            runs.append((slot, slot))
+    return runs
+
+
+def _tls_options(port: int, certificate: str, key: str, authority: str) -> tuple[str, ...]:
+    """Encrypt what clients, replicas and the bus say; there is no port for plain text."""
+    return (
+        *("--port", "0", "--tls-port", str(port), "--tls-auth-clients", "no"),
+        *("--tls-cluster", "yes", "--tls-replication", "yes"),
+        *("--tls-cert-file", certificate, "--tls-key-file", key, "--tls-ca-cert-file", authority),
+    )
 
 
 def _slots(ranges: Iterable[str]) -> Iterator[int]:

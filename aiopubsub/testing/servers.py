@@ -102,6 +102,7 @@ class Server:
         self._options = options
         self._port = port
         self._process: subprocess.Popen[str] | None = None
+        self._scheme = "redis"
         self._is_paused = False
         self._settled = threading.Event()
         self._lines: deque[str] = deque(maxlen=50)
@@ -117,7 +118,7 @@ class Server:
     @property
     def url(self) -> str:
         """What a `Client` takes, without any password."""
-        return f"redis://{HOST}:{self.port}"
+        return f"{self._scheme}://{HOST}:{self.port}"
 
     @property
     def socket_url(self) -> str:
@@ -133,8 +134,13 @@ class Server:
 
     @property
     def is_running(self) -> bool:
-        """Whether it answers, as far as it was told to: started, and neither killed, stopped nor paused."""
-        return self._process is not None and not self._is_paused
+        """Whether it can answer: it was started, has not ended, and is not paused."""
+        return self._process is not None and self._process.poll() is None and not self._is_paused
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether `pause` was the last that was done to it."""
+        return self._process is not None and self._is_paused
 
     def start(self) -> None:
         """Start it and wait until it accepts connections, 10 s at most."""

@@ -6,14 +6,16 @@ without it each test takes a second or so.
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 
 import pytest
 import redis
 
-from aiopubsub.testing import Server
-from tests.conftest import start
+from aiopubsub.testing import Cluster, Server
+from tests.conftest import one_of_each, start, start_cluster
 
 LONG = os.environ.get("AIOPUBSUB_LONG") == "1"
 
@@ -32,6 +34,33 @@ def own_valkey() -> Iterator[Server]:
     server = start("valkey9")
     yield server
     server.stop()
+
+
+@pytest.fixture(params=["redis7", "valkey9"])
+async def cluster(
+    request: pytest.FixtureRequest, clusters: Callable[[str], Cluster]
+) -> AsyncIterator[Cluster]:
+    """The cluster of each kind that all tests share."""
+    shared = await asyncio.to_thread(clusters, request.param)
+    yield shared
+    await shared.heal()
+
+
+@pytest.fixture(scope="session")
+def breakables() -> Iterator[Callable[[str], Cluster]]:
+    """Clusters of each kind that can be divided, one for all tests that do worse than to move slots."""
+    with one_of_each(partial(start_cluster, partitions=True)) as get:
+        yield get
+
+
+@pytest.fixture(params=["redis7", "valkey9"])
+async def breakable(
+    request: pytest.FixtureRequest, breakables: Callable[[str], Cluster]
+) -> AsyncIterator[Cluster]:
+    """A cluster whose nodes may fail, come and go, and be cut off from each other."""
+    cluster = await asyncio.to_thread(breakables, request.param)
+    yield cluster
+    await cluster.heal()
 
 
 def admin(server: Server) -> redis.Redis:
