@@ -127,7 +127,7 @@ class Registry(Protocol):
         ...
 
 
-class _Standing(Protocol):
+class Standing(Protocol):
     """What connects, and stays connected. A `Link` is one."""
 
     @property
@@ -144,7 +144,7 @@ class _Standing(Protocol):
         ...
 
 
-class Commanding(_Standing, Protocol):
+class Commanding(Standing, Protocol):
     """What publishes. A `Link[Outbox]` is one."""
 
     @property
@@ -161,7 +161,7 @@ class Commanding(_Standing, Protocol):
         ...
 
 
-class Listening(_Standing, Protocol):
+class Listening(Standing, Protocol):
     """What listens. A `Link[Router]` is one."""
 
     @property

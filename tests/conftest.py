@@ -128,27 +128,6 @@ def clusters() -> Iterator[Callable[[str], Cluster]]:
         yield get
 
 
-@pytest.fixture(scope="session")
-def clusters() -> Iterator[Callable[[str], Cluster]]:
-    """One running cluster of each kind that is asked for: three primaries, each with a replica."""
-    running: dict[str, Cluster] = {}
-
-    def get(name: str) -> Cluster:
-        if name not in running:
-            try:
-                cluster = Cluster(FINDERS[name]())
-            except (FileNotFoundError, MissingExtra) as error:
-                missing(str(error))
-                raise AssertionError from error
-            cluster.start()
-            running[name] = cluster
-        return running[name]
-
-    yield get
-    for cluster in running.values():
-        cluster.stop()
-
-
 @pytest.fixture
 def valkey(servers: Callable[[str], Server]) -> Server:
     """A Valkey 9, which every machine with Python can have."""
