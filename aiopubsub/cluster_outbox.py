@@ -32,7 +32,7 @@ from .wire import Push
 
 __all__ = ["ClusterLine", "ClusterOutbox"]
 
-_RETRY_S = 0.1  # while a slot is on its way, or nobody serves it
+_RETRY_S = 0.05  # while a slot is on its way, or nobody serves it
 _SLOTS_KNOWN = 10_000  # of keys; to hash one takes half as long as to publish
 
 _NO_LINE = Line(0)  # of a request that has no node yet

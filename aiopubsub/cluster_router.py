@@ -17,7 +17,7 @@ from functools import partial
 from types import MappingProxyType
 from typing import NamedTuple, Self
 
-from .errors import Closed, PubSubError
+from .errors import Closed, ConnectFailed, PubSubError
 from .keys import slot_of
 from .link import Link
 from .mailbox import Mailbox
@@ -31,7 +31,8 @@ from .wire import Push
 
 __all__ = ["ClusterRouter"]
 
-_RETRY_S = 0.1  # while a slot is on its way, or nobody serves it
+_RETRY_S = 0.05  # while a slot is on its way, or nobody serves it
+_LEFT_S = 0.2  # for a look at the topology; a node that has become a replica would take the channel back
 
 
 class _Home(NamedTuple):
@@ -118,6 +119,10 @@ class ClusterRouter:
     @property
     def error(self) -> PubSubError | None:
         """Why it cannot do all that is wanted of it."""
+        for home in self._homes.values():
+            if home.address is None:
+                reason = f"no node of the cluster serves slot {home.slot}"
+                return ConnectFailed(self._nodes.target, reason)
         errors = (link.error for link in self._links.values() if link.error is not None)
         return next(errors, None) or self._nodes.error
 
@@ -230,7 +235,8 @@ class ClusterRouter:
 
     def _on_redirect(self, here: Address | None, targets: list[Target], redirect: Redirect) -> None:
         """A node does not serve these, or not now."""
-        delay = self._nodes.redirected(here, redirect, _RETRY_S)
+        retry_s = _LEFT_S if redirect.kind == "LEFT" else _RETRY_S
+        delay = self._nodes.redirected(here, redirect, retry_s)
         self._loop.call_later(delay, self._try_again, targets)
 
     def _try_again(self, targets: list[Target]) -> None:

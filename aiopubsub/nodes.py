@@ -23,7 +23,7 @@ from .link import Backoff, Link, State
 from .outbox import Outbox
 from .router import Router
 from .slots import Address, Redirect, SlotMap, View, ranges_of
-from .wire import ClusterOpener, Push, Wire
+from .wire import ClusterOpener, Push, Wire, WireOpener
 
 __all__ = ["Nodes"]
 
@@ -63,6 +63,25 @@ class _AnyNode:
         raise error
 
 
+class _Announced:
+    """Opens connections to a node that the cluster has named."""
+
+    def __init__(self, opener: WireOpener, *, is_given: bool) -> None:
+        self.target = opener.target
+        self._opener = opener
+        self._is_given = is_given
+
+    async def open(self) -> Wire:
+        try:
+            return await self._opener.open()
+        except ConnectFailed as error:
+            if self._is_given or error.permanent:
+                raise
+            reason = f"{error.reason}; the cluster announces this address"
+            advice = "set cluster-announce-ip, or give a RedisCluster with address_remap"
+            raise ConnectFailed(error.target, f"{reason}: {advice}") from error
+
+
 class Nodes:
     """What is known of a cluster's nodes.
 
@@ -95,6 +114,11 @@ class Nodes:
         self._task: asyncio.Task[None] | None = None
         self._error: PubSubError | None = None
         self._moved_at: dict[int, float] = {}
+
+    @property
+    def target(self) -> str:
+        """The cluster, for people."""
+        return self._opener.target
 
     @property
     def error(self) -> PubSubError | None:
@@ -130,7 +154,7 @@ class Nodes:
     def link(self, address: Address, dialogue: D, role: str) -> Link[D]:
         """A new link to a node."""
         return Link(
-            self._opener.at(address),
+            _Announced(self._opener.at(address), is_given=address in self._opener.startup),
             dialogue,
             role=role,
             heartbeat=self._heartbeat,

@@ -17,9 +17,8 @@ one forbidden channel does not take the others down.
     ON              -                -                 -              LEAVING            (absent)
     LEAVING         ASKED            (absent)          (absent)       -                  (absent)
 
-In a cluster a server may say that a channel's slot has left it. Then the channel is asked for again at
-once, and the server answers with the node that has it (MOVED); who owns this router moves the channel
-to the router of that node, with all who want it.
+In a cluster a server may say that a channel's slot has left it, or is not there. Who owns this router
+is told, finds out where it is, and moves the channel to the router of that node, with all who want it.
 
 Lives here: decisions, from values to values. Must not live here: sockets, waiting, clocks, the path
 of a message. The session calls `begin`, `receive`, `commands`, `ping` and `end`; a subscriber calls
@@ -388,7 +387,8 @@ class Router:
         if route is not None:
             self._tear([route], "the slot of the channel has left the node", GapReason.MOVED)
         del self._wire[target]
-        self._dirty[target] = None
+        if self._redirected is not None:
+            self._redirected([target], Redirect("LEFT", slot_of(target.key)))
 
     def _on_read(self, read: Read) -> None:
         """All that a trail has asked for is here. Nothing is staged before it, see `_receive`."""

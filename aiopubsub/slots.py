@@ -29,10 +29,11 @@ class Address(NamedTuple):
 
 
 class Redirect(NamedTuple):
-    """An error reply that means: not here, or not now. Nothing was done.
+    """A server says: not here, or not now. Nothing was done.
 
     Attributes:
-        kind: `MOVED`, `ASK`, `TRYAGAIN` or `CLUSTERDOWN`.
+        kind: `MOVED`, `ASK`, `TRYAGAIN` or `CLUSTERDOWN`, the first word of an error reply; or `LEFT`,
+            for a channel that is not subscribed any more.
         slot: Which slot; `None` where the reply does not say.
         address: Where to, of `MOVED` and `ASK`; an empty host is the one that was asked.
     """
