@@ -14,7 +14,7 @@ from redis.retry import Retry
 
 from aiopubsub.keys import slot_of
 from aiopubsub.testing import Cluster, Node
-from tests.conftest import cluster_of
+from tests.conftest import cluster_of, start
 from tests.fault.conftest import LONG
 from tests.fault.line import ask, line
 
@@ -254,8 +254,18 @@ async def test_nodes_come_and_go(breakable: Cluster) -> None:
     assert not primary.is_running
 
 
+async def test_a_wait_that_is_over_says_what_was_seen(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody has given the slot away."""
+    (elsewhere, *_) = await others(cluster, await cluster.node_of("chat"))
+    monkeypatch.setattr(cluster, "_timeout", 0.1)
+    with pytest.raises(TimeoutError, match=rf"0\.1 s until .* has the slots; .*: \[\({CHAT}, {CHAT}\)\]"):
+        await cluster.wait_until_owned("chat", by=elsewhere)
+
+
 async def test_a_hanging_node_is_not_waited_for(cluster: Cluster) -> None:
-    """What is asked of the cluster is asked of those that run; stopping does not wait for the others."""
+    """What is asked of the cluster is asked of those that run."""
     node = cluster.nodes[-1]
     node.pause()
     assert (node.is_paused, node.is_running) == (True, False)
@@ -264,3 +274,13 @@ async def test_a_hanging_node_is_not_waited_for(cluster: Cluster) -> None:
     assert (node.is_paused, node.is_running) == (False, True)
     with line(node) as told:
         assert told.heard_nothing()
+
+
+async def test_a_hanging_server_ends_in_order() -> None:
+    """It is told to end, and goes on to do so."""
+    server = start("valkey9")
+    process = server._process
+    server.pause()
+    server.stop()
+    assert process is not None
+    assert process.returncode == 0
