@@ -30,6 +30,7 @@ __all__ = [
     "Listening",
     "Registry",
     "SingleServer",
+    "Standing",
 ]
 
 D = TypeVar("D", Outbox, Router)
