@@ -52,6 +52,11 @@ class Connection:
         self.has_gone = False
         self.task: asyncio.Task[None]
 
+    async def _receive(self) -> dict[str, Any]:
+        for _ in range(5):  # some web servers take a few turns of the event loop
+            await asyncio.sleep(0)
+        return await self._to_app.get()
+
     async def _send(self, message: dict[str, Any]) -> None:
         await self.takes.wait()
         if self.has_gone:
@@ -62,7 +67,7 @@ class Connection:
 
     async def __aenter__(self) -> Self:
         self.task = asyncio.create_task(
-            self._app(self.scope, self._to_app.get, self._send), name="application"
+            self._app(self.scope, self._receive, self._send), name="application"
         )
         return self
 
