@@ -141,6 +141,23 @@ async def test_an_id_without_anything_is_new(client: ps.Client) -> None:
         assert (first.event, first.data, first.id) == ("message", None, "live")
 
 
+async def test_an_id_may_come_from_elsewhere(client: ps.Client) -> None:
+    """A page that makes its `EventSource` anew says it in the query; a header that is there is newer."""
+    receipts = await ps.Publisher(client).publish_many(NEWS, ["0", "1", "2"])
+    first, second, _ = (str(receipt.position) for receipt in receipts)
+    app = app_of(
+        lambda request: EventStream(request, client, NEWS, last_event_id=request.query_params.get("last"))
+    )
+    for header, expected in [(None, ["1", "2"]), ("", ["1", "2"]), (second, ["2"])]:
+        async with Visit(app, last_event_id=header, query=f"last={first}") as visit:
+            await visit.answer()
+            await visit.next()
+            assert await visit.data(len(expected)) == expected
+    async with Visit(app, query="last=garbage") as visit:
+        await visit.answer()
+        assert (await visit.next()).gap["channels"] == ["news"]
+
+
 @pytest.mark.parametrize("since", ["garbage", "1700000000000-42-0a1b2c3d-5f.7", {"weather": "beginning"}])
 async def test_a_since_that_is_none_is_a_bad_request(client: ps.Client, since: object) -> None:
     """What the application took from a query is answered with 400 and a sentence."""

@@ -54,10 +54,8 @@ class Page:
         self.app = Starlette(routes=[WebSocketRoute("/", self._talk)])
 
     async def _talk(self, websocket: WebSocket) -> None:
-        async with self.subscriber as sub:
-            await websocket.accept()
-            received = None if self._received is None else self._received(websocket)
-            await pump(websocket, sub, self._encode, received=received)
+        received = None if self._received is None else self._received(websocket)
+        await pump(websocket, self.subscriber, self._encode, received=received)
 
 
 async def test_what_is_published_is_sent(client: ps.Client) -> None:
@@ -133,15 +131,36 @@ async def test_the_end_of_the_subscriber_closes_the_websocket(client: ps.Client)
         await talk.ended()
 
 
-async def test_a_closed_client_is_a_sentence(client: ps.Client) -> None:
-    """Subscribing says it; so does a subscriber that is given closed."""
-    page = Page(client, LIVE)
+async def test_a_closed_client_is_a_sentence(client: ps.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """Code 1013, a line in the log and no traceback; so for a subscriber that was closed before."""
     await client.aclose()
-    with pytest.raises(ps.Closed, match="this Client is closed; make a new one"):
-        async with Talk(page.app):
-            pass
-    with pytest.raises(ps.Closed, match="this Subscriber is closed; make a new one"):
-        await pump(WebSocket({"type": "websocket"}, None, None), page.subscriber, as_text)  # type: ignore[arg-type]
+    for number in range(2):
+        page = Page(client, LIVE)
+        if number:
+            await page.subscriber.aclose()
+        async with Talk(page.app) as talk:
+            assert await talk.hear() == 1013
+            await talk.ended()
+    assert caplog.messages == [
+        "a websocket is closed: this Client is closed; make a new one",
+        "a websocket is closed: this Subscriber is closed; make a new one",
+    ]
+
+
+async def test_it_may_be_accepted_before(client: ps.Client) -> None:
+    """By an application that has something to say first."""
+
+    async def greet(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.send_text("hello")
+        await pump(websocket, ps.Subscriber(client, LIVE), as_text)
+
+    async with Talk(Starlette(routes=[WebSocketRoute("/", greet)])) as talk:
+        assert await talk.hear() == "hello"
+        pub = ps.Publisher(client)
+        while not (await pub.publish(LIVE, "one")).receivers:
+            await asyncio.sleep(0)
+        assert await talk.hear() == "one"
 
 
 async def test_a_slow_browser_is_told_how_many_it_missed(client: ps.Client) -> None:
@@ -189,10 +208,10 @@ async def test_a_slow_browser_may_be_sent_away(client: ps.Client, caplog: pytest
     assert caplog.messages[0].startswith("a websocket is closed: the consumer was too slow")
 
 
-async def test_another_failure_closes_it_and_is_raised(
-    client: ps.Client, monkeypatch: pytest.MonkeyPatch
+async def test_a_refusal_closes_it(
+    client: ps.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Code 1011, and the subscriber's error for whoever called."""
+    """A permission that is withdrawn meanwhile: code 1013 and a line in the log."""
 
     def refused(subscriber: object, item: object) -> None:
         raise ps.SubscribeRefused({"live": "NOPERM"})
@@ -200,9 +219,46 @@ async def test_another_failure_closes_it_and_is_raised(
     async with Talk(Page(client, LIVE).app) as talk:
         monkeypatch.setattr(ps.Subscriber, "_event", refused)
         await ps.Publisher(client).publish(LIVE, "one")
-        assert await talk.hear() == 1011
-        with pytest.raises(ps.SubscribeRefused):
-            await talk.ended()
+        assert await talk.hear() == 1013
+        await talk.ended()
+    assert caplog.messages[0].startswith("a websocket is closed: the server refused to subscribe")
+
+
+async def test_a_publish_that_fails_closes_it(client: ps.Client, caplog: pytest.LogCaptureFixture) -> None:
+    """And nothing more is read, so that nobody publishes the next one before this one is tried again."""
+    heard = []
+
+    def received(_: WebSocket) -> Any:
+        async def hear(content: str | bytes) -> None:
+            heard.append(content)
+            raise ps.NotSent("chat", "there was no connection for 5 s")
+
+        return hear
+
+    async with Talk(Page(client, LIVE, received=received).app) as talk:
+        talk.say("one")
+        talk.say("two")
+        assert await talk.hear() == 1013
+        await talk.ended()
+    assert heard == ["one"]
+    assert caplog.messages[0].startswith("a websocket is closed: not sent to 'chat'")
+
+
+async def test_what_the_browser_says_may_change_the_topics(client: ps.Client) -> None:
+    """The subscriber is the application's."""
+
+    def received(_: WebSocket) -> Any:
+        async def hear(content: str | bytes) -> None:
+            await page.subscriber.subscribe(ps.Topic.text(str(content)))
+            await ps.Publisher(client).publish(str(content), "welcome")
+
+        return hear
+
+    page = Page(client, received=received)
+    async with Talk(page.app) as talk:
+        for room in ("kitchen", "garden"):
+            talk.say(room)
+            assert await talk.hear() == "welcome"
 
 
 async def test_errors_of_the_application_are_raised(client: ps.Client) -> None:

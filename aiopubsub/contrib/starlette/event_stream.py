@@ -45,6 +45,7 @@ class EventStreamOptions(TypedDict, total=False):
     """The keyword arguments of `EventStream`, but for `encode`; what they mean is said there."""
 
     since: SinceLike
+    last_event_id: str | None
     buffer: int
     buffer_bytes: int
     keep_alive: float
@@ -80,6 +81,8 @@ class EventStream(EventSourceResponse):
             the positions in all of them, 40 to 60 characters each.
         since: Where a browser without a `Last-Event-ID` begins, as that of `Subscriber`: `None` (now),
             `"beginning"`, a position, for example of the state that the page was made from.
+        last_event_id: The same as the header, which counts for more, from elsewhere. A page that makes an
+            `EventSource` anew cannot set headers: `request.query_params.get("last")`, for example.
         encode: What to send for a message: its `data`, or a `ServerSentEvent` (whose `id` is set here), or
             `None` for nothing. By default the payload as text, without decoding it; U+FFFD stands for what
             is not UTF-8. Messages that cannot be decoded are logged and left out.
@@ -124,6 +127,7 @@ class EventStream(EventSourceResponse):
         *topics: str | ps.Subscribable[Any],
         encode: Callable[[ps.Message[Any]], str | ServerSentEvent | None] = text_of,
         since: SinceLike = None,
+        last_event_id: str | None = None,
         buffer: int = 1024,
         buffer_bytes: int = 1024 * 1024,
         keep_alive: float = 15.0,
@@ -136,7 +140,7 @@ class EventStream(EventSourceResponse):
         wanted = [as_subscribable(topic) for topic in topics]
         if encode is text_of:
             wanted = [_undecoded(topic) for topic in wanted]
-        back = read_id(request.headers.get("last-event-id", ""), wanted)
+        back = read_id(request.headers.get("last-event-id") or last_event_id or "", wanted)
         try:
             starts = start_of_each(since, wanted)
         except ValueError as error:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
-from typing import TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
@@ -26,7 +26,6 @@ Event: TypeAlias = ps.Message[T] | ps.Gap | ps.Undecodable
 """What `Subscriber.events()` yields."""
 
 # https://www.iana.org/assignments/websocket
-_FAILED = 1011
 _RESTARTING = 1012  # as uvicorn says when it shuts down
 _TRY_AGAIN_LATER = 1013
 
@@ -40,31 +39,47 @@ async def pump(
 ) -> None:
     """Send what a subscriber gets to a browser, until the browser goes.
 
+    Subscribes, accepts the websocket, and closes the subscriber in the end: a browser whose socket is open
+    misses nothing from then on. It is the only one to read the websocket.
+
     The next message is taken when the websocket has room for it. So a browser that is slow fills the
     subscriber's buffer, and then `overflow` decides: with `"drop_oldest"` and `"drop_newest"` there is a
-    `Gap` for `encode` at the place where messages were dropped; with `"fail"` the websocket is closed with
-    code 1013, "try again later". A topic with history drops nothing: it is read on when there is room.
+    `Gap` for `encode` at the place where messages were dropped; with `"fail"` the websocket is closed. A
+    topic with history drops nothing: it is read on when there is room.
 
-    It is the only one to read the websocket. It returns when the browser has gone, and everything that it
-    sent before was given to `received`. When the subscriber has ended, closed or drained, the websocket is
-    closed with code 1012, "service restart". The subscriber is the caller's to close. Cancelling leaves
-    the websocket open, and nothing else behind.
+    Returns when the browser has gone, and all that it sent before was given to `received`. Before that it
+    closes the websocket, with a code that browsers are told: 1012, "service restart", when the subscriber
+    or its client was closed, or it was drained; 1013, "try again later", with a line in the log, when the
+    library failed: no connection, a refusal, a slow browser and `overflow="fail"`, a publish in `received`.
+    Cancelling leaves the websocket open, and nothing else behind.
 
     Args:
-        websocket: Accepted already. Subscribe first: a browser whose socket is open then misses nothing.
-        subscriber: Open; nobody else iterates it.
+        websocket: Accepted here, if it is not yet.
+        subscriber: Not open yet; nobody else iterates it. `received` may `subscribe` and `unsubscribe`.
         encode: What to send for a message, a gap or a message that cannot be decoded: text, bytes, or
             `None` for nothing. A browser that is not told of gaps does not know that something is missing.
         received: Awaited with each thing that the browser sends, one after the other; meanwhile the
             browser is not read. It may close the websocket. `None`: what comes is thrown away.
 
     Raises:
-        Closed: The subscriber is closed, or not open.
-        PubSubError: The subscriber failed in another way (see `Subscriber.__anext__`); the websocket is
-            closed with code 1011.
-        Exception: What `encode` or `received` raised.
+        Exception: What `encode` or `received` raised, but for the library's own errors.
     """
-    sending = asyncio.create_task(_send_all(websocket, subscriber.events(), encode), name="pump")
+    try:
+        async with subscriber:
+            if websocket.application_state is WebSocketState.CONNECTING:
+                await websocket.accept()
+            await _until_gone(websocket, _send_all(websocket, subscriber.events(), encode), received)
+    except ps.PubSubError as error:
+        logger.warning("a websocket is closed: %s", error)
+        await _close(websocket, _TRY_AGAIN_LATER)
+
+
+async def _until_gone(
+    websocket: WebSocket,
+    send_all: Coroutine[Any, Any, None],
+    received: Callable[[str | bytes], Awaitable[object]] | None,
+) -> None:
+    sending = asyncio.create_task(send_all, name="pump: send")
     try:
         while (frame := await _frame(websocket, sending)) is not None:
             if received is not None:
@@ -95,7 +110,7 @@ async def _send_all(
     websocket: WebSocket, events: ps.Events[T], encode: Callable[[Event[T]], str | bytes | None]
 ) -> None:
     """Send until there is nothing more to send. A browser that goes is noticed by who reads it."""
-    try:
+    with contextlib.suppress(WebSocketDisconnect):
         async for event in events:
             frame = encode(event)
             if websocket.application_state is not WebSocketState.CONNECTED:
@@ -107,20 +122,13 @@ async def _send_all(
         else:
             await _close(websocket, _RESTARTING)
             return
-    except WebSocketDisconnect:
-        pass
-    except ps.SlowConsumer as error:
-        logger.warning("a websocket is closed: %s", error)
-        await _close(websocket, _TRY_AGAIN_LATER)
-        return
-    except ps.PubSubError:
-        await _close(websocket, _FAILED)
-        raise
     await asyncio.Event().wait()  # what the browser sent before it went is still to be read
 
 
 async def _close(websocket: WebSocket, code: int) -> None:
     """Close it, if the browser has not."""
-    if websocket.application_state is WebSocketState.CONNECTED:
-        with contextlib.suppress(WebSocketDisconnect):
+    with contextlib.suppress(WebSocketDisconnect):
+        if websocket.application_state is WebSocketState.CONNECTING:
+            await websocket.accept()  # or browsers are not told the code
+        if websocket.application_state is WebSocketState.CONNECTED:
             await websocket.close(code)
