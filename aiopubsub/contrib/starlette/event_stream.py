@@ -33,6 +33,8 @@ logger = logging.getLogger("aiopubsub.contrib.starlette")
 
 T = TypeVar("T")
 
+_END_S = 1.0  # what is left, after a drain that took all of its time, to end the response whole
+
 _UNAVAILABLE = "There are no live updates just now, try again later.\n"
 
 
@@ -158,7 +160,7 @@ class EventStream(EventSourceResponse):
             data_sender_callable=self._drain_at_shutdown,
             send_timeout=None if send_timeout is None else check_seconds("send_timeout", send_timeout),
             shutdown_event=self._shutdown_began,
-            shutdown_grace_period=self._drain_s,
+            shutdown_grace_period=self._drain_s + _END_S,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
