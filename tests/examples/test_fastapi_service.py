@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2
 import pytest
 
 from docs.examples import fastapi_service
@@ -18,17 +18,17 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 async def http(
     monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> AsyncIterator[httpx.AsyncClient]:
+) -> AsyncIterator[httpx2.AsyncClient]:
     """The running service."""
     monkeypatch.setattr(fastapi_service, "URL", f"memory://{request.node.name}")
     async with (
         app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://shop") as http,
+        httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://shop") as http,
     ):
         yield http
 
 
-async def test_orders_come_and_are_counted(http: httpx.AsyncClient) -> None:
+async def test_orders_come_and_are_counted(http: httpx2.AsyncClient) -> None:
     """What is posted is stored, streamed from where one was, and counted."""
     answers = [await http.post("/orders", json={"item": "tea", "quantity": n}) for n in (1, 2)]
     assert [answer.status_code for answer in answers] == [201, 201]
@@ -48,7 +48,7 @@ async def test_orders_come_and_are_counted(http: httpx.AsyncClient) -> None:
     assert (await http.get("/ready")).json() == {"commands": "live", "listens": "live"}
 
 
-async def test_what_is_no_order_is_refused(http: httpx.AsyncClient) -> None:
+async def test_what_is_no_order_is_refused(http: httpx2.AsyncClient) -> None:
     """By its type, and a position that is none by a sentence."""
     assert (await http.post("/orders", json={"item": "tea", "quantity": 0})).status_code == 422
     answer = await http.get("/orders", params={"since": "garbage"})
@@ -56,7 +56,7 @@ async def test_what_is_no_order_is_refused(http: httpx.AsyncClient) -> None:
     assert answer.json()["detail"].startswith("since: not a position: 'garbage'")
 
 
-async def test_without_a_server_it_says_so(http: httpx.AsyncClient) -> None:
+async def test_without_a_server_it_says_so(http: httpx2.AsyncClient) -> None:
     """Not ready, and no traceback."""
     await app.state.publisher.aclose()
     await app.state.pubsub.aclose()

@@ -7,7 +7,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator
 
-import httpx
+import httpx2
 import pytest
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
@@ -33,10 +33,10 @@ def anyio_backend() -> str:
 
 
 @contextlib.asynccontextmanager
-async def stream(client: httpx.AsyncClient, url: str) -> AsyncIterator[AsyncIterator[str]]:
+async def stream(client: httpx2.AsyncClient, url: str) -> AsyncIterator[AsyncIterator[str]]:
     """The lines of an event stream, after its first block: it is subscribed then.
 
-    A response that ends without its last chunk is an error of httpx.
+    A response that ends without its last chunk is an error of httpx2.
     """
     async with client.stream("GET", url) as response:
         assert response.status_code == 200
@@ -55,7 +55,7 @@ async def test_sigterm_hands_over_what_was_published(valkey: Server) -> None:
     """Browsers that have not read yet get all that was published before; websockets close with 1012."""
     async with (
         Worker(APP, valkey.url) as worker,
-        httpx.AsyncClient(timeout=20) as client,
+        httpx2.AsyncClient(timeout=20) as client,
         stream(client, f"{worker.url}/live") as live,
         stream(client, f"{worker.url}/kept") as kept,
         connect(f"ws://127.0.0.1:{worker.port}/talk") as websocket,
@@ -86,7 +86,7 @@ async def test_sigterm_ends_in_time(fault: str) -> None:
     try:
         async with (
             Worker(APP, server.url, "--timeout-graceful-shutdown", "3") as worker,
-            httpx.AsyncClient(timeout=20) as client,
+            httpx2.AsyncClient(timeout=20) as client,
             stream(client, f"{worker.url}/live"),
             stream(client, f"{worker.url}/kept"),
             ps.Publisher(server.url) as pub,
