@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import sys
+import textwrap
 import tomllib
 import types
 from pathlib import Path
@@ -41,6 +42,20 @@ def test_a_snippet_runs(
     exec(compile(code.replace("redis://localhost", valkey.url), "snippet", "exec"), vars(snippet))
     asyncio.run(asyncio.wait_for(snippet.main(), 30))
     assert capsys.readouterr().out
+
+
+def excerpts() -> list[tuple[str, str, str]]:
+    """What pages show of the examples: page, file, text."""
+    block = re.compile(r"```\w+ title=\"(examples/[\w/.]+)\"\n(.*?)```", re.DOTALL)
+    return [(page.name, *found) for page in PAGES for found in block.findall(page.read_text())]
+
+
+@pytest.mark.parametrize(("page", "example", "text"), excerpts())
+def test_an_excerpt_is_what_the_example_says(page: str, example: str, text: str) -> None:
+    """Word for word, however deep it is indented there; the examples have tests of their own."""
+    code = (ROOT / "docs" / example).read_text()
+    indented = [textwrap.indent(text, spaces * " ") for spaces in (0, 2, 4, 8)]
+    assert any(shown in code for shown in indented), f"{page} shows what {example} does not say"
 
 
 WIRE_FORMAT = (ROOT / "docs/reference/wire-format.md").read_text()
