@@ -14,7 +14,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests", "faults", "lowest"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "faults", "lowest"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
 _VERSION = "Programming Language :: Python :: 3."
@@ -81,6 +81,14 @@ def bench(session: nox.Session) -> None:
     """The library beside others, see docs/performance.md: `nox -s bench -- --quick --json figures.json`."""
     session.install("-e", ".[cli,server]", *GROUPS["bench"])
     session.run("aiopubsub", "bench", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, into `site/`, strictly; `nox -s docs -- serve` shows it while you write."""
+    session.install(*GROUPS["docs"])  # not the package: its source is read, not imported
+    args = session.posargs or ["build"]
+    session.run("mkdocs", *args, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 def install_tests(session: nox.Session, *pins: str) -> None:

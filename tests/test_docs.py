@@ -20,7 +20,8 @@ from aiopubsub.keys import cursor_key, history_key, mark_of, slot_of
 from aiopubsub.testing import Server
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LLMS = ROOT / "docs/llms.txt"
+PAGES = [ROOT / "README.md", LLMS, *sorted((ROOT / "docs").rglob("*.md"))]
 SNIPPETS = [
     pytest.param(code, id=f"{page.name}-{number}")
     for page in PAGES
@@ -38,7 +39,8 @@ def test_a_snippet_runs(
     """Each Python snippet runs as it stands, against a server where it names one."""
     snippet = types.ModuleType("snippet")
     monkeypatch.setitem(sys.modules, "snippet", snippet)  # dataclasses look their module up
-    exec(compile(code.replace("redis://localhost", valkey.url), "snippet", "exec"), vars(snippet))
+    code = re.sub("redis://localhost(:6379)?", valkey.url, code)
+    exec(compile(code, "snippet", "exec"), vars(snippet))
     asyncio.run(asyncio.wait_for(snippet.main(), 30))
     assert capsys.readouterr().out
 
@@ -114,8 +116,17 @@ def test_names_of_the_wire_format() -> None:
 def test_links_lead_somewhere() -> None:
     """A relative link in a page names a file that exists."""
     for page in PAGES:
-        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"
+
+
+def test_language_models_are_told_of_every_page_and_name() -> None:
+    """`llms.txt` links to each page of the site, and has each public name."""
+    text = LLMS.read_text()
+    linked = {(LLMS.parent / link).resolve() for link in re.findall(r"\]\(([^)#:]+)\)", text)}
+    pages = {page for page in PAGES if page.suffix == ".md" and page.is_relative_to(LLMS.parent)}
+    assert linked == pages - {LLMS.parent / "index.md"}
+    assert set(aiopubsub.__all__) <= set(re.findall(r"\w+", text))
 
 
 def test_the_design_page_names_every_module() -> None:
