@@ -130,10 +130,10 @@ class Call:
     __slots__ = ("appends", "in_flight", "key", "line")
 
     def __init__(self, appends: list[Append], line: Line) -> None:
-        self.appends = appends
-        self.line = line
-        self.key = history_key(appends[0].channel)
-        self.in_flight = sum(append.in_flight for append in appends)
+        self.appends: list[Append] = appends
+        self.line: Line = line
+        self.key: bytes = history_key(appends[0].channel)
+        self.in_flight: int = sum(append.in_flight for append in appends)
 
     def command(self) -> Command:
         """What to send."""
@@ -185,8 +185,8 @@ class Line:
     __slots__ = ("closed_by", "in_flight", "is_asking", "known", "max_in_flight", "waiting")
 
     def __init__(self, max_in_flight: int) -> None:
-        self.max_in_flight = max_in_flight
-        self.in_flight = 0
+        self.max_in_flight: int = max_in_flight
+        self.in_flight: int = 0
         self.waiting: deque[Request | Batch | Append] = deque()
         self.known: dict[bytes, bytes] = {}
         self.closed_by: PubSubError | None = None

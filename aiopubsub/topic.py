@@ -137,9 +137,9 @@ class Topic(Subscribable[T]):
         sharded: bool = True,
     ) -> None:
         self.name = name
-        self.key = _name_to_key("a channel", name)
+        self.key: bytes = _name_to_key("a channel", name)
         self.encode = _check_codec("encode", encode)
-        self.decode = _check_codec("decode", decode)
+        self.decode: Callable[[bytes], T] | None = _check_codec("decode", decode)
         if (encode is None) != (decode is None):
             given, wanted = ("encode", "decode") if decode is None else ("decode", "encode")
             raise ValueError(

@@ -313,7 +313,7 @@ class RedisWire(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Any) -> None:
         stream, writer = connection._reader, connection._writer
-        self.is_writable = True
+        self.is_writable: bool = True
         self._connection = connection  # keeps the StreamWriter alive, which closes when collected
         self._transport = cast("asyncio.Transport", writer.transport)
         self._early = bytes(stream._buffer)  # what came together with the handshake's end

@@ -14,6 +14,7 @@ import pytest
 import redis
 
 import aiopubsub
+import aiopubsub.testing
 from aiopubsub.append import SCRIPT
 from aiopubsub.frame import VERSION, frame, unframe
 from aiopubsub.keys import cursor_key, history_key, mark_of, slot_of
@@ -127,6 +128,15 @@ def test_language_models_are_told_of_every_page_and_name() -> None:
     pages = {page for page in PAGES if page.suffix == ".md" and page.is_relative_to(LLMS.parent)}
     assert linked == pages - {LLMS.parent / "index.md"}
     assert set(aiopubsub.__all__) <= set(re.findall(r"\w+", text))
+
+
+def test_the_reference_has_every_public_name() -> None:
+    """Each public name has its place in the reference, one, and nothing else has."""
+    public = [f"aiopubsub.{name}" for name in aiopubsub.__all__]
+    public += [f"aiopubsub.testing.{name}" for name in aiopubsub.testing.__all__]
+    pages = [page.read_text() for page in (ROOT / "docs/reference").glob("*.md")]
+    told = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]
+    assert sorted(told) == sorted(public)
 
 
 def test_the_design_page_names_every_module() -> None:
