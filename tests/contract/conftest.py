@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import redis
 
 from aiopubsub import Client
 from aiopubsub.testing import Cluster, Server
 from tests.conftest import FINDERS, Place
+from tests.roles import all_commands
+
+LEAST = "redis7"
+"""Here the suite runs as a user who may do what the docs say that is needed, and nothing else."""
 
 CLUSTERS = {"cluster9": "valkey9", "cluster7": "redis7"}
 
@@ -25,15 +30,25 @@ def place(
     if request.param in CLUSTERS:
         cluster = clusters(CLUSTERS[request.param])
         return Place(request.param, cluster.url, cluster=cluster)
-    server = servers(request.param)
-    return Place(request.param, server.url, server)
+    return at(request.param, servers(request.param))
 
 
 @pytest.fixture(params=list(FINDERS))
 def real_place(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> Place:
     """Every kind of server."""
-    server = servers(request.param)
-    return Place(request.param, server.url, server)
+    return at(request.param, servers(request.param))
+
+
+def at(name: str, server: Server) -> Place:
+    """A server, and how to come in."""
+    if name != LEAST:
+        return Place(name, server.url, server)
+    with redis.Redis(port=server.port) as admin:
+        admin.execute_command(
+            *("ACL", "SETUSER", "least", "on", ">privilege", "resetkeys", "resetchannels", "-@all"),
+            *("&*", "~aiopubsub:*", *all_commands(), "+client|setname"),
+        )
+    return Place(name, server.url.replace("://", "://least:privilege@"), server)
 
 
 @pytest.fixture
