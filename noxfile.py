@@ -58,7 +58,7 @@ def lowest(session: nox.Session) -> None:
     install_tests(
         session, *(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"])
     )
-    session.run("pytest", *PARALLEL, "tests/unit", "tests/contract", *session.posargs)
+    session.run("pytest", *PARALLEL, "tests/unit", "tests/contract", "tests/test_docs.py", *session.posargs)
 
 
 @nox.session
