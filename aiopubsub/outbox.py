@@ -58,9 +58,9 @@ class Batch:
     line: Line
 
     def __init__(self, promise: Promise, deadline: float, commands: list[Command]) -> None:
-        self.promise = promise
-        self.deadline = deadline
-        self.commands = commands
+        self.promise: Promise = promise
+        self.deadline: float = deadline
+        self.commands: list[Command] = commands
         self.answers: list[int | PubSubError | None] = [None] * len(commands)
         self._left = len(commands)
 
@@ -190,7 +190,7 @@ class Line:
         self.waiting: deque[Request | Batch | Append] = deque()
         self.known: dict[bytes, bytes] = {}
         self.closed_by: PubSubError | None = None
-        self.is_asking = False
+        self.is_asking: bool = False
 
     def add(self, request: Request | Batch | Append) -> bool:
         """Put a request at the end; whether nothing stood before it, so that somebody must be told.
