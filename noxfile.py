@@ -107,7 +107,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The types, strictly and twice; and that a user's type checker knows each type of ours."""
-    session.install("-e", ".[cli]", "nox", "pytest", *GROUPS["types"])
+    session.install("-e", ".[cli,otel]", "nox", "pytest", *GROUPS["types"])
     session.run("mypy")
     with session.chdir(session.create_tmp()):  # from outside, as users see it
         session.run("pyright", "--verifytypes", "aiopubsub", "--ignoreexternal")

@@ -39,7 +39,7 @@ LAYERS = [
     ["link", "deployment", "nodes", "cluster_router", "cluster_outbox", "cluster"],
     ["client"],
     ["intake", "cursor", "publisher", "subscriber"],
-    ["testing", "bench", "cli", "__init__", "__main__"],
+    ["testing", "contrib", "bench", "cli", "__init__", "__main__"],
 ]
 RANK = {name: rank for rank, name in enumerate(name for layer in LAYERS for name in layer)}
 
