@@ -14,7 +14,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests", "faults", "lowest"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "faults", "lowest"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
 _VERSION = "Programming Language :: Python :: 3."
@@ -58,7 +58,7 @@ def lowest(session: nox.Session) -> None:
     install_tests(
         session, *(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"])
     )
-    session.run("pytest", *PARALLEL, "tests/unit", "tests/contract", *session.posargs)
+    session.run("pytest", *PARALLEL, "tests/unit", "tests/contract", "tests/test_docs.py", *session.posargs)
 
 
 @nox.session
@@ -83,6 +83,14 @@ def bench(session: nox.Session) -> None:
     session.run("aiopubsub", "bench", *session.posargs)
 
 
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The documentation site, into `site/`, strictly; `nox -s docs -- serve` shows it while you write."""
+    session.install(*GROUPS["docs"])  # not the package: its source is read, not imported
+    args = session.posargs or ["build"]
+    session.run("mkdocs", *args, env={"NO_MKDOCS_2_WARNING": "1"})
+
+
 def install_tests(session: nox.Session, *pins: str) -> None:
     """The package as users install it, and what its tests need."""
     session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")
@@ -98,7 +106,9 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def types(session: nox.Session) -> None:
-    """The types, strictly and twice."""
-    session.install("-e", ".[cli]", "nox", "pytest", *GROUPS["types"])
+    """The types, strictly and twice; and that a user's type checker knows each type of ours."""
+    session.install("-e", ".[cli,otel]", "nox", "pytest", *GROUPS["types"])
     session.run("mypy")
+    with session.chdir(session.create_tmp()):  # from outside, as users see it
+        session.run("pyright", "--verifytypes", "aiopubsub", "--ignoreexternal")
     session.run("pyright", "--pythonpath", os.path.join(session.bin, "python"))  # noqa: PTH118

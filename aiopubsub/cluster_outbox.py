@@ -76,7 +76,7 @@ class ClusterLine:
 
     def __init__(self, outbox: ClusterOutbox, max_in_flight: int) -> None:
         self._outbox = outbox
-        self.max_in_flight = max_in_flight
+        self.max_in_flight: int = max_in_flight
         self.parts: dict[tuple[_NodeLink, bool], Line] = {}
         self.held: dict[int, _Held] = {}
         self.known: dict[bytes, bytes] = {}

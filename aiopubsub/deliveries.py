@@ -66,7 +66,7 @@ class Deliveries:
         wishes: Mapping[Kind, dict[bytes, Route]],
         let_ask: Callable[[Trail], None],
     ) -> None:
-        self.is_stalled = False
+        self.is_stalled: bool = False
         self._push = push
         self._channels = wishes[Kind.CHANNEL]
         self._patterns = wishes[Kind.PATTERN]

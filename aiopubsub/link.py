@@ -28,7 +28,7 @@ from .wire import Wire, WireOpener
 
 __all__ = ["Backoff", "Link", "State", "Verdict", "judge"]
 
-logger = logging.getLogger("aiopubsub.link")
+logger: logging.Logger = logging.getLogger("aiopubsub.link")
 
 D = TypeVar("D", bound=Dialogue)
 
@@ -140,7 +140,7 @@ class Link(Generic[D]):
         on_trouble: Callable[[], None] = lambda: None,
     ) -> None:
         self.dialogue = dialogue
-        self.state = State.IDLE
+        self.state: State = State.IDLE
         self.error: PubSubError | None = None
         self._opener = opener
         self._role = role

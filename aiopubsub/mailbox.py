@@ -151,17 +151,17 @@ class Mailbox:
     def __init__(
         self, *, buffer: int, buffer_bytes: int, overflow: Overflow, clock: Callable[[], float]
     ) -> None:
-        self.buffer = buffer
-        self.buffer_bytes = buffer_bytes
-        self.overflow = overflow
+        self.buffer: int = buffer
+        self.buffer_bytes: int = buffer_bytes
+        self.overflow: Overflow = overflow
         self.staged: list[Message[object]] = []
         self.wake: Callable[[int], None] | None = None
         self.on_room: Callable[[], None] | None = None
-        self.delivered = 0
-        self.dropped = 0
-        self.gaps = 0
-        self.malformed = 0
-        self.wants_room = False
+        self.delivered: int = 0
+        self.dropped: int = 0
+        self.gaps: int = 0
+        self.malformed: int = 0
+        self.wants_room: bool = False
         self._clock = clock
         self._items: deque[Message[object] | _Other] = _NO_ITEMS
         self._front: list[_Other] = []  # a few at most

@@ -31,7 +31,8 @@ class MemoryServer:
     def __init__(self) -> None:
         self._channels: dict[bytes, dict[_MemoryWire, None]] = {}
         self._patterns: dict[bytes, dict[_MemoryWire, None]] = {}
-        self.streams = streams = MemoryStreams()
+        streams = MemoryStreams()
+        self.streams: MemoryStreams = streams
         self._simple: dict[bytes, Callable[..., object]] = {
             b"SCRIPT": lambda *_: SHA,
             b"XRANGE": streams.range,
@@ -125,7 +126,7 @@ class MemoryOpener:
     """
 
     def __init__(self, name: str) -> None:
-        self.target = f"memory://{name}"
+        self.target: str = f"memory://{name}"
         self._name = name
 
     async def open(self) -> Wire:

@@ -34,9 +34,9 @@ class Origin:
     __slots__ = ("channel", "is_bare", "topic")
 
     def __init__(self, channel: str, topic: Subscribable[object]) -> None:
-        self.channel = channel
-        self.topic = topic
-        self.is_bare = topic.decode is None
+        self.channel: str = channel
+        self.topic: Subscribable[object] = topic
+        self.is_bare: bool = topic.decode is None
 
 
 @dataclass(slots=True, repr=False)

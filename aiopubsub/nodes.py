@@ -97,7 +97,7 @@ class Nodes:
     """
 
     def __init__(self, opener: ClusterOpener, *, heartbeat: float, backoff: Backoff) -> None:
-        self.slots = SlotMap()
+        self.slots: SlotMap = SlotMap()
         self.on_change: Callable[[], None] = lambda: None
         self.on_refusal: Callable[[PubSubError], None] = lambda _: None
         self._opener = opener

@@ -58,9 +58,9 @@ class Batch:
     line: Line
 
     def __init__(self, promise: Promise, deadline: float, commands: list[Command]) -> None:
-        self.promise = promise
-        self.deadline = deadline
-        self.commands = commands
+        self.promise: Promise = promise
+        self.deadline: float = deadline
+        self.commands: list[Command] = commands
         self.answers: list[int | PubSubError | None] = [None] * len(commands)
         self._left = len(commands)
 
@@ -130,10 +130,10 @@ class Call:
     __slots__ = ("appends", "in_flight", "key", "line")
 
     def __init__(self, appends: list[Append], line: Line) -> None:
-        self.appends = appends
-        self.line = line
-        self.key = history_key(appends[0].channel)
-        self.in_flight = sum(append.in_flight for append in appends)
+        self.appends: list[Append] = appends
+        self.line: Line = line
+        self.key: bytes = history_key(appends[0].channel)
+        self.in_flight: int = sum(append.in_flight for append in appends)
 
     def command(self) -> Command:
         """What to send."""
@@ -185,12 +185,12 @@ class Line:
     __slots__ = ("closed_by", "in_flight", "is_asking", "known", "max_in_flight", "waiting")
 
     def __init__(self, max_in_flight: int) -> None:
-        self.max_in_flight = max_in_flight
-        self.in_flight = 0
+        self.max_in_flight: int = max_in_flight
+        self.in_flight: int = 0
         self.waiting: deque[Request | Batch | Append] = deque()
         self.known: dict[bytes, bytes] = {}
         self.closed_by: PubSubError | None = None
-        self.is_asking = False
+        self.is_asking: bool = False
 
     def add(self, request: Request | Batch | Append) -> bool:
         """Put a request at the end; whether nothing stood before it, so that somebody must be told.

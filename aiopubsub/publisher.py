@@ -156,21 +156,46 @@ class Publisher:
 
     @overload
     async def publish_many(
-        self, topic: str | Topic[bytes], items: Iterable[BytesLike], /
+        self,
+        topic: str | Topic[bytes],
+        items: Iterable[BytesLike],
+        /,
+        *,
+        headers: Mapping[str, str] | None = None,
     ) -> list[Receipt]: ...
 
     @overload
-    async def publish_many(self, topic: Topic[T], items: Iterable[T], /) -> list[Receipt]: ...
+    async def publish_many(
+        self, topic: Topic[T], items: Iterable[T], /, *, headers: Mapping[str, str] | None = None
+    ) -> list[Receipt]: ...
 
     @overload
-    async def publish_many(self, pairs: Iterable[tuple[str | Topic[Any], Any]], /) -> list[Receipt]: ...
+    async def publish_many(
+        self,
+        pairs: Iterable[tuple[str | Topic[Any], Any]],
+        /,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Receipt]: ...
 
-    async def publish_many(self, first: Any, items: Iterable[Any] | None = None, /) -> list[Receipt]:
+    async def publish_many(
+        self,
+        first: Any,
+        items: Iterable[Any] | None = None,
+        /,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> list[Receipt]:
         """Publish many messages, `max_in_flight` at a time: `(topic, items)` or `(pairs)`.
 
         Each is prepared when its turn comes, so the iterable may be long or endless. All that were
         begun are waited for, whatever becomes of the others. Cancelling it leaves those published
         that had left.
+
+        Args:
+            first: A topic, as of `publish`; or pairs of a topic and data.
+            items: Data for the topic; nothing if pairs are given.
+            headers: As of `publish`, for each of the messages.
 
         Returns:
             The receipts in the order given.
@@ -191,7 +216,7 @@ class Publisher:
             while pending or not is_over:
                 if not is_over:
                     try:
-                        is_over = not self._begin_batch(pairs, pending)
+                        is_over = not self._begin_batch(pairs, pending, headers)
                     except Exception as error:  # those that were begun are waited for first
                         broken, is_over = error, True
                 while pending and (is_over or len(pending) >= window):
@@ -291,11 +316,12 @@ class Publisher:
         self,
         pairs: Iterator[tuple[Any, Any]],
         pending: deque[tuple[Batch | Append, asyncio.Future[None]]],
+        headers: Mapping[str, str] | None,
     ) -> bool:
         """Send the next messages of `publish_many`; whether there were any."""
         link, line = self._way or self._open_way()
         size = min(_BATCH, self._max_in_flight)
-        prepared = [self._prepare(topic, data) for topic, data in itertools.islice(pairs, size)]
+        prepared = [self._prepare(topic, data, headers) for topic, data in itertools.islice(pairs, size)]
         if not prepared:
             return False
         deadline = self._time() + self._timeout
@@ -317,11 +343,13 @@ class Publisher:
         link.kick(deadline)
         return True
 
-    def _prepare(self, topic: str | Topic[Any], data: Any) -> Command | _Kept:
+    def _prepare(
+        self, topic: str | Topic[Any], data: Any, headers: Mapping[str, str] | None
+    ) -> Command | _Kept:
         """What to send of a message of `publish_many`."""
         if isinstance(topic, Topic) and topic.history is not None:
-            return self._entry(topic, topic.history, data, None)
-        return self._command(topic, data, None)
+            return self._entry(topic, topic.history, data, headers)
+        return self._command(topic, data, headers)
 
     def _entry(
         self, topic: Topic[Any], history: History, data: Any, headers: Mapping[str, str] | None

@@ -34,8 +34,8 @@ class Read:
     __slots__ = ("missing", "replies", "trail")
 
     def __init__(self, trail: Trail, missing: int) -> None:
-        self.trail = trail
-        self.missing = missing  # replies
+        self.trail: Trail = trail
+        self.missing: int = missing  # replies
         self.replies: list[Any] = []
 
     def is_complete_with(self, reply: object) -> bool:

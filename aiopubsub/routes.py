@@ -26,7 +26,8 @@ _ORIGINS = 1024  # remembered for a pattern: to make one takes a third of receiv
 class Kind(Enum):
     """How a channel is subscribed to: the two commands for it."""
 
-    __hash__ = object.__hash__  # Enum's own is written in Python: six times the time of a look-up
+    # Enum's own is written in Python: six times the time of a look-up
+    __hash__: Callable[..., int] = object.__hash__
 
     CHANNEL = (b"SUBSCRIBE", b"UNSUBSCRIBE")
     PATTERN = (b"PSUBSCRIBE", b"PUNSUBSCRIBE")
@@ -63,7 +64,7 @@ class Ticket:
         self._remaining = 0
         self.refused: dict[str, str] = {}
         self.error: PubSubError | None = None
-        self.is_done = False
+        self.is_done: bool = False
 
     def hold(self) -> None:
         """One thing more to wait for."""
@@ -93,9 +94,9 @@ class Group:
     __slots__ = ("_origins", "mailboxes", "origin", "topic")
 
     def __init__(self, topic: Subscribable[object], channel: str) -> None:
-        self.topic = topic
+        self.topic: Subscribable[object] = topic
         self.mailboxes: dict[Mailbox, Trail | None] = {}
-        self.origin = Origin(channel, topic)
+        self.origin: Origin = Origin(channel, topic)
         self._origins: dict[bytes, Origin] = {}  # of a pattern, by channel
 
     def origin_in(self, key: bytes) -> Origin:
@@ -135,8 +136,8 @@ class Route:
     __slots__ = ("_channel", "first", "groups", "name", "only", "origin", "target")
 
     def __init__(self, target: Target, name: str) -> None:
-        self.target = target
-        self.name = name
+        self.target: Target = target
+        self.name: str = name
         self.groups: dict[Subscribable[object], Group] = {}
         self.first: Group
         self.origin: Origin

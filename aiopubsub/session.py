@@ -22,7 +22,7 @@ from .wire import Wire
 
 __all__ = ["OUTPUT_LIMIT", "Session"]
 
-logger = logging.getLogger("aiopubsub.session")
+logger: logging.Logger = logging.getLogger("aiopubsub.session")
 
 OUTPUT_LIMIT = "client-output-buffer-limit pubsub"
 """The server's setting: so much of what we have not read yet it keeps, then it hangs up. By default 32 MB,
@@ -55,9 +55,9 @@ class Session:
         self._is_paused = False
         self._is_gathering = False  # a flush is due at the end of this turn
         self.ended: asyncio.Future[str] = self._loop.create_future()
-        self.heard_at = self._loop.time()
+        self.heard_at: float = self._loop.time()
         self.asked_at: float | None = None
-        self.lag_s = 0.0
+        self.lag_s: float = 0.0
         self._marked_at: float | None = None  # when we were abreast of the server at the latest
         dialogue.begin()
         wire.start(self)

@@ -94,7 +94,7 @@ class SlotMap:
     """
 
     def __init__(self) -> None:
-        self.epoch = -1
+        self.epoch: int = -1
         self.primaries: frozenset[Address] = frozenset()
         self._owners: list[Address | None] = [None] * SLOTS
         self._told: dict[int, Address] = {}  # by MOVED, since that view

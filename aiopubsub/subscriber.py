@@ -36,7 +36,7 @@ from .trail import Trail
 
 __all__ = ["Events", "Subscriber"]
 
-logger = logging.getLogger("aiopubsub.subscriber")
+logger: logging.Logger = logging.getLogger("aiopubsub.subscriber")
 
 T = TypeVar("T")
 

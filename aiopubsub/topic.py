@@ -137,9 +137,9 @@ class Topic(Subscribable[T]):
         sharded: bool = True,
     ) -> None:
         self.name = name
-        self.key = _name_to_key("a channel", name)
+        self.key: bytes = _name_to_key("a channel", name)
         self.encode = _check_codec("encode", encode)
-        self.decode = _check_codec("decode", decode)
+        self.decode: Callable[[bytes], T] | None = _check_codec("decode", decode)
         if (encode is None) != (decode is None):
             given, wanted = ("encode", "decode") if decode is None else ("decode", "encode")
             raise ValueError(
@@ -148,7 +148,7 @@ class Topic(Subscribable[T]):
         if history is not None and not isinstance(history, History):
             raise TypeError(f"`history` must be a History, not {type(history).__name__}")
         self.history = history
-        self.sharded = bool(sharded)
+        self.sharded: bool = bool(sharded)
 
     @staticmethod
     def text(name: str, *, history: History | None = None, sharded: bool = True) -> Topic[str]:
@@ -190,9 +190,9 @@ class Pattern(Subscribable[T_co]):
 
     def __init__(self, glob: str, *, decode: Callable[[bytes], T_co] | None = None) -> None:
         self.name = glob
-        self.key = _name_to_key("a pattern", glob)
-        self.decode = _check_codec("decode", decode)
-        self.history = None  # patterns are live only
+        self.key: bytes = _name_to_key("a pattern", glob)
+        self.decode: Callable[[bytes], T_co] | None = _check_codec("decode", decode)
+        self.history: History | None = None  # patterns are live only
         self.sharded = False  # and see what the whole cluster is told
 
 

@@ -113,8 +113,8 @@ class Trail:
     ) -> None:
         self.mailbox = mailbox
         self.topic = topic
-        self.state = Stage.OFF
-        self.is_joined = False
+        self.state: Stage = Stage.OFF
+        self.is_joined: bool = False
         self._key = history_key(topic.key)
         self._origin = Origin(topic.name, topic)
         self._clock = clock

@@ -168,7 +168,7 @@ class RedisOpener:
         self._class = connection_class
         self._settings = ours
         self._mode = mode
-        self.target = _describe(ours)
+        self.target: str = _describe(ours)
 
     @classmethod
     def from_url(cls, url: str, name: str | None) -> RedisOpener:
@@ -261,8 +261,8 @@ class ClusterOpener:
     ) -> None:
         self._opener = opener
         self._remap = remap
-        self.startup = tuple(startup)
-        self.target = "cluster " + ",".join(map(str, startup[:3])) + (",…" if len(startup) > 3 else "")
+        self.startup: tuple[Address, ...] = tuple(startup)
+        self.target: str = "cluster " + ",".join(map(str, startup[:3])) + (",…" if len(startup) > 3 else "")
 
     @classmethod
     def from_url(cls, url: str, name: str | None) -> ClusterOpener:
@@ -313,7 +313,7 @@ class RedisWire(asyncio.BufferedProtocol):
 
     def __init__(self, connection: Any) -> None:
         stream, writer = connection._reader, connection._writer
-        self.is_writable = True
+        self.is_writable: bool = True
         self._connection = connection  # keeps the StreamWriter alive, which closes when collected
         self._transport = cast("asyncio.Transport", writer.transport)
         self._early = bytes(stream._buffer)  # what came together with the handshake's end

@@ -85,8 +85,8 @@ class Meter:
 
     def start(self) -> None:
         """Begin, or begin anew."""
-        self.wall_s = time.perf_counter()
-        self.cpu_s = time.process_time()
+        self.wall_s: float = time.perf_counter()
+        self.cpu_s: float = time.process_time()
 
     def stop(self) -> None:
         """End: from now on the attributes are what has passed."""

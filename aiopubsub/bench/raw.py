@@ -56,7 +56,7 @@ class RawConnection:
     """
 
     def __init__(self, address: Address) -> None:
-        self.socket = _open_socket(address)
+        self.socket: socket.socket = _open_socket(address)
         self.reader: Any = hiredis.Reader()  # Any: its stub leaves types open
         user, password = address.username or "default", address.password
         self.call("HELLO", 3, *(() if password is None else ("AUTH", user, password)))

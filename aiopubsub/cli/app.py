@@ -17,7 +17,7 @@ from .sub import Wanted, subscribe
 
 __all__ = ["app"]
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,  # they would show what variables hold, passwords included

@@ -133,10 +133,10 @@ class Cluster(Topology):
         self.stop()
 
     async def _start(self) -> None:
-        self.isolated = frozenset()
+        self.isolated: frozenset[Node] = frozenset()
         try:
             self._bus = Bus() if self._partitions else None
-            self.nodes = self._new_nodes(self._primaries * (1 + self._replicas))
+            self.nodes: list[Node] = self._new_nodes(self._primaries * (1 + self._replicas))
             await self._launch(self.nodes)
             await self._form()
         except BaseException:

@@ -56,9 +56,9 @@ class Proxy:
         self.delay_s = delay_s
         self.bytes_per_s = bytes_per_s
         self.piece_bytes = piece_bytes
-        self.accepted = 0
-        self.bytes_up = 0
-        self.bytes_down = 0
+        self.accepted: int = 0
+        self.bytes_up: int = 0
+        self.bytes_down: int = 0
         self._target = port
         self._port = 0
         self._listener: socket.socket | None = None

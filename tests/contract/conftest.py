@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 
 import pytest
+import redis
 
 from aiopubsub import Client
 from aiopubsub.testing import Cluster, Server
 from tests.conftest import FINDERS, Place
+from tests.roles import all_commands
+
+LEAST = ("redis7", "cluster7")
+"""Here the suite runs as a user who may do what the docs say that is needed, and nothing else."""
 
 CLUSTERS = {"cluster9": "valkey9", "cluster7": "redis7"}
 
@@ -24,16 +29,34 @@ def place(
         return Place("memory", f"memory://{request.node.name}")
     if request.param in CLUSTERS:
         cluster = clusters(CLUSTERS[request.param])
-        return Place(request.param, cluster.url, cluster=cluster)
-    server = servers(request.param)
-    return Place(request.param, server.url, server)
+        url = enter(request.param, cluster.url, [node.port for node in cluster.nodes])
+        return Place(request.param, url, cluster=cluster)
+    return at(request.param, servers(request.param))
 
 
 @pytest.fixture(params=list(FINDERS))
 def real_place(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> Place:
     """Every kind of server."""
-    server = servers(request.param)
-    return Place(request.param, server.url, server)
+    return at(request.param, servers(request.param))
+
+
+def at(name: str, server: Server) -> Place:
+    """A server, and how to come in."""
+    return Place(name, enter(name, server.url, [server.port]), server)
+
+
+def enter(name: str, url: str, ports: list[int]) -> str:
+    """The URL to come in by: of a user who may do what is needed, where such a one is to be used."""
+    if name not in LEAST:
+        return url
+    commands = all_commands(in_cluster="cluster" in name)
+    for port in ports:
+        with redis.Redis(port=port) as admin:
+            admin.execute_command(
+                *("ACL", "SETUSER", "least", "on", ">privilege", "resetkeys", "resetchannels", "-@all"),
+                *("&*", "~aiopubsub:*", *commands, "+client|setname"),
+            )
+    return url.replace("://", "://least:privilege@")
 
 
 @pytest.fixture

@@ -32,6 +32,17 @@ async def test_a_message_arrives_with_all_its_fields(client: ps.Client) -> None:
     assert dict(message.headers) == {"trace": "1"}
 
 
+@pytest.mark.parametrize("history", [None, ps.History(size=10)], ids=["plain", "history"])
+async def test_headers_of_many(client: ps.Client, history: ps.History | None) -> None:
+    """The headers of a `publish_many` travel with each of its messages."""
+    topic = ps.Topic(f"headers-of-many-{history}", history=history)
+    async with ps.Subscriber(client, topic) as sub:
+        await ps.Publisher(client).publish_many(topic, [b"1", b"2"], headers={"a": "b"})
+        await ps.Publisher(client).publish_many([(topic, b"3")], headers={"c": "d"})
+        messages = await take(sub, 3)
+    assert [dict(message.headers) for message in messages] == [{"a": "b"}, {"a": "b"}, {"c": "d"}]
+
+
 @pytest.mark.parametrize(
     "payload",
     [b"", b"\0\r\n\xff\xfe", b"\xff\xaeps", b"\xff\xaeps1 - - - {}\nnot ours", bytes(range(256)) * 999],
