@@ -1,7 +1,8 @@
 """A random schedule of all faults against a real server; at the end the books must balance.
 
 The schedule comes from a seed. `AIOPUBSUB_CHAOS_FAULTS` (60) and `AIOPUBSUB_CHAOS_SEED` (1) set its
-length and the seed; a failure prints both, and the same two replay the schedule.
+length and the seed; a failure prints both, and the same two replay the schedule. To a cluster a
+twentieth of the faults is done, because it takes seconds to recover from one.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import pytest
 import redis
 
 import aiopubsub as ps
-from aiopubsub.testing import Proxy, Server
+from aiopubsub.testing import Cluster, Proxy, Server
 from tests.chaos.books import CHANNELS, CONFIRMED, UNDER_WAY, Reader, Source, books_bytes, summary
+from tests.chaos.cluster_faults import ClusterFaults
 from tests.chaos.faults import Faults
-from tests.conftest import start
+from tests.conftest import cluster_of, start
 
 pytestmark = pytest.mark.anyio
 
@@ -51,6 +53,60 @@ async def test_the_books_balance(caplog: pytest.LogCaptureFixture) -> None:
         raise
     finally:
         server.stop()
+
+
+async def test_the_books_of_a_cluster_balance(caplog: pytest.LogCaptureFixture) -> None:
+    """Whatever happens to slots and nodes: the same, for each channel by itself."""
+    caplog.set_level(logging.CRITICAL)
+    faults = max(9, FAULTS // 20)
+    try:
+        async with (
+            asyncio.timeout(60 + 30 * faults),
+            cluster_of("valkey9", node_timeout_ms=1000, partitions=True) as cluster,
+        ):
+            await cluster_chaos(cluster, faults)
+    except BaseException as error:
+        error.add_note(f"replay: AIOPUBSUB_CHAOS_SEED={SEED} AIOPUBSUB_CHAOS_FAULTS={FAULTS}")
+        raise
+
+
+async def cluster_chaos(cluster: Cluster, count: int) -> None:
+    """One source for each channel, because channels of two nodes have no common order."""
+    async with (
+        ps.Client(cluster.url, heartbeat=HEARTBEAT_S, backoff=QUICK) as listener,
+        ps.Client(cluster.url, heartbeat=HEARTBEAT_S, backoff=QUICK) as publisher,
+        ps.Publisher(publisher, timeout=1) as pub,
+        asyncio.TaskGroup() as reading,
+    ):
+        sources = [Source(index, pub, [channel]) for index, channel in enumerate(CHANNELS)]
+        small = partial(ps.Subscriber[bytes], listener, *CHANNELS, buffer=20)
+        readers = [
+            Reader("exact", lambda: ps.Subscriber(listener, *CHANNELS)),
+            Reader("drop_oldest", lambda: small(overflow="drop_oldest")),
+            Reader("drop_newest", lambda: small(overflow="drop_newest")),
+            Reader("fail", lambda: small(overflow="fail")),
+            Reader("block", lambda: small(overflow="block")),
+        ]
+        for reader in readers:
+            reading.create_task(reader.run(), name=reader.name)
+            await reader.is_open.wait()
+        is_over = asyncio.Event()
+        publishing = [reading.create_task(source.run(is_over, PER_S)) for source in sources]
+        faults = ClusterFaults(random.Random(SEED), cluster, readers, HEARTBEAT_S)
+        await faults.run(count)
+        is_over.set()
+        await asyncio.gather(*publishing)
+        while not all(reader.has_heard_the_end for reader in readers):
+            for source in sources:
+                await source.end()
+            await asyncio.sleep(0.02)
+        assert [await reader.sub.drain(10) for reader in readers] == [0] * len(readers)
+    print(f"{count} faults of seed {SEED}: {dict(faults.counts)}", *summary(sources, readers), sep="\n")
+    for source in sources:
+        assert UNDER_WAY not in source.outcomes
+        assert source.outcomes.count(CONFIRMED) > len(source.outcomes) / 10
+    for reader in readers:
+        reader.check(sources, faults.moves * len(CHANNELS))
 
 
 async def chaos(server: Server) -> None:
