@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from .append import SHA
 from .dialogue import Command
-from .errors import ErrorReply
+from .errors import ConnectFailed, ErrorReply
 from .memory_streams import MemoryStreams
 from .wire import Push, Wire, WireUser
 
@@ -26,9 +26,21 @@ __all__ = ["MemoryOpener", "MemoryServer"]
 
 
 class MemoryServer:
-    """The state that connections share: who has subscribed to what, and what is kept."""
+    """The state that connections share: who has subscribed to what, and what is kept.
+
+    Attributes:
+        streams: What is kept.
+        wires: The connections that are open.
+        delay_s: So late is read what it says; a test may change this and what follows.
+        refuses: Whether new connections are refused.
+        forbidden: Channels and patterns that nobody may use.
+    """
 
     def __init__(self) -> None:
+        self.wires: dict[_MemoryWire, None] = {}
+        self.delay_s: float = 0.0
+        self.refuses: bool = False
+        self.forbidden: set[bytes] = set()
         self._channels: dict[bytes, dict[_MemoryWire, None]] = {}
         self._patterns: dict[bytes, dict[_MemoryWire, None]] = {}
         streams = MemoryStreams()
@@ -46,6 +58,9 @@ class MemoryServer:
     def run(self, wire: _MemoryWire, command: Command) -> None:
         """Do what a command says; the answer goes to the wire."""
         verb, *args = command
+        if self.forbidden and self._is_forbidden(verb, args):
+            wire.receive(ErrorReply("NOPERM No permissions to access a channel"))
+            return
         match verb:
             case b"PUBLISH":
                 wire.receive(self._publish(*args))
@@ -66,11 +81,25 @@ class MemoryServer:
             case _:
                 wire.receive(ErrorReply(f"ERR unknown command '{verb.decode()}'"))
 
+    def cut(self, keys: set[bytes] | None = None) -> None:
+        """Close every connection, or those that are subscribed to one of these keys."""
+        wires = set(self.wires)
+        if keys is not None:
+            tables = (self._channels, self._patterns)
+            wires = {wire for key in keys for table in tables for wire in table.get(key, ())}
+        for wire in wires:
+            wire.lose()
+
     def forget(self, wire: _MemoryWire) -> None:
         """A connection is gone."""
+        self.wires.pop(wire, None)
         for table in (self._channels, self._patterns):
             for key in [key for key, wires in table.items() if wire in wires]:
                 self._discard(table, key, wire)
+
+    def _is_forbidden(self, verb: bytes, args: list[bytes]) -> bool:
+        used = {b"PUBLISH": args[:1], b"EVALSHA": args[3:4], b"SUBSCRIBE": args, b"PSUBSCRIBE": args}
+        return not self.forbidden.isdisjoint(used.get(verb, ()))
 
     def _publish(self, channel: bytes, payload: bytes) -> int:
         receivers = 0
@@ -129,9 +158,16 @@ class MemoryOpener:
         self.target: str = f"memory://{name}"
         self._name = name
 
-    async def open(self) -> Wire:
+    def server(self) -> MemoryServer:
+        """The server, which whoever holds it keeps alive; to be asked for in the event loop."""
         servers = _servers.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-        return _MemoryWire(servers.setdefault(self._name, MemoryServer()))
+        return servers.setdefault(self._name, MemoryServer())
+
+    async def open(self) -> Wire:
+        server = self.server()
+        if server.refuses:
+            raise ConnectFailed(self.target, "connection refused")
+        return _MemoryWire(server)
 
 
 class _MemoryWire:
@@ -146,6 +182,7 @@ class _MemoryWire:
         self._inbox: list[Any] = []
         self._is_paused = False
         self._is_due = False
+        server.wires[self] = None
 
     def start(self, user: WireUser) -> None:
         self._user = user
@@ -166,6 +203,13 @@ class _MemoryWire:
         self._inbox.clear()
         self._server.forget(self)
 
+    def lose(self) -> None:
+        """The connection is gone, with what was not read yet."""
+        user = self._user
+        self.abort()
+        if user is not None:
+            user.on_lost("the server closed the connection")
+
     def receive(self, item: Any) -> None:
         """The server says something."""
         self._inbox.append(item)
@@ -174,7 +218,10 @@ class _MemoryWire:
     def _deliver_soon(self) -> None:
         if self._inbox and not self._is_due and not self._is_paused:
             self._is_due = True
-            self._loop.call_soon(self._deliver)
+            if self._server.delay_s:
+                self._loop.call_later(self._server.delay_s, self._deliver)
+            else:
+                self._loop.call_soon(self._deliver)
 
     def _deliver(self) -> None:
         self._is_due = False

@@ -155,6 +155,7 @@ def test_the_reference_has_every_public_name() -> None:
     """Each public name has its place in the reference, one, and nothing else has."""
     public = [f"aiopubsub.{name}" for name in aiopubsub.__all__]
     public += [f"aiopubsub.testing.{name}" for name in aiopubsub.testing.__all__]
+    public += ["pytest_aiopubsub"]
     public += [f"aiopubsub.contrib.otel.{name}" for name in aiopubsub.contrib.otel.__all__]
     pages = [page.read_text() for page in (ROOT / "docs/reference").glob("*.md")]
     told = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]

