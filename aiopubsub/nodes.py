@@ -155,7 +155,7 @@ class Nodes:
         now = self._loop.time()
         was_calm = now - self._moved_at.get(redirect.slot, -_CALM_S) >= _CALM_S
         self._moved_at[redirect.slot] = now
-        self.slots.move(redirect.slot, self.reach(here, redirect.address))
+        self.slots.move(redirect.slot, self.reach(here, redirect.address), now)
         self._loop.call_soon(self.on_change)
         return 0.0 if was_calm else retry_s  # two nodes that name each other are asked slowly
 
@@ -203,7 +203,7 @@ class Nodes:
         owners = [None if owner is None else self._opener.reach(owner) for owner in view.owners]
         view = view._replace(owners=owners)
         if view.is_up or not self._is_up.is_set():
-            self.slots.take(view)
+            self.slots.take(view, self._loop.time())
         if view.is_up:
             self._error = None
             self._is_up.set()
