@@ -11,6 +11,7 @@ owns one, its routers and outboxes ask it.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Iterable
 from copy import copy
@@ -27,10 +28,13 @@ from .wire import ClusterOpener, Push, Wire, WireOpener
 
 __all__ = ["Nodes"]
 
+logger = logging.getLogger("aiopubsub.nodes")
+
 D = TypeVar("D", Outbox, Router)
 
 _TRY_S = 1.5  # for one node of several, when any of them will do
 _PAUSE_S = 0.05  # between two looks, however much there is to see
+_FOR_GOOD = ("NOPERM", "NOAUTH", "ERR")  # errors that will not pass; BUSY and LOADING will
 _CALM_S = 1.0  # a slot that was moved again within this time is on its way still
 
 
@@ -44,23 +48,24 @@ class _AnyNode:
         self._known = known
 
     async def open(self) -> Wire:
-        others = list({*self._known(), *self._opener.startup} - {self.asked})
+        known = set(self._known())
+        others = list({*known, *self._opener.startup} - {self.asked})
         random.shuffle(others)
-        error = ConnectFailed(self.target, "no node answers")
+        errors: list[ConnectFailed] = []
         for address in [*others, self.asked]:
             try:
                 with anyio.fail_after(_TRY_S):
                     wire = await self._opener.at(address).open()
-            except ConnectFailed as refused:
-                if refused.permanent:
-                    raise
-                error = refused
+            except ConnectFailed as error:
+                errors.append(error)
             except TimeoutError:
-                error = ConnectFailed(str(address), f"no answer within {_TRY_S:g} s")
+                errors.append(ConnectFailed(str(address), f"no answer within {_TRY_S:g} s"))
             else:
                 self.asked = address
                 return wire
-        raise error
+        # a node that refuses us for good may have left the cluster: it does not speak for the others
+        errors.sort(key=lambda error: error.permanent, reverse=not known)
+        raise errors[0]
 
 
 class _Announced:
@@ -114,6 +119,7 @@ class Nodes:
         self._task: asyncio.Task[None] | None = None
         self._error: PubSubError | None = None
         self._moved_at: dict[int, float] = {}
+        self._is_change_due = False
 
     @property
     def target(self) -> str:
@@ -143,6 +149,8 @@ class Nodes:
             with anyio.fail_after(timeout):
                 await self._asking.ready(None)
                 await self._is_up.wait()
+        except Closed:
+            pass  # it may be so because the cluster refuses us
         except TimeoutError:
             error = self.error
             if isinstance(error, ConnectFailed):
@@ -179,8 +187,10 @@ class Nodes:
         now = self._loop.time()
         was_calm = now - self._moved_at.get(redirect.slot, -_CALM_S) >= _CALM_S
         self._moved_at[redirect.slot] = now
-        self.slots.move(redirect.slot, self.reach(here, redirect.address))
-        self._loop.call_soon(self.on_change)
+        self.slots.move(redirect.slot, self.reach(here, redirect.address), now)
+        if not self._is_change_due:  # once for all that a batch of replies says
+            self._is_change_due = True
+            self._loop.call_soon(self._tell_change)
         return 0.0 if was_calm else retry_s  # two nodes that name each other are asked slowly
 
     def close(self) -> list[Link[Outbox]]:
@@ -208,33 +218,46 @@ class Nodes:
                     await self._is_wanted.wait()
         except PubSubError as error:
             self._refuse(error)
+        except Exception as error:  # a defect of ours, or of `address_remap`: it must reach whoever waits
+            logger.exception("the look at the topology failed")
+            self._refuse(ConnectFailed(self._opener.target, f"{type(error).__name__}: {error}", True))
 
     async def _look(self) -> None:
         """Ask one node, and believe it, unless it is behind."""
         self._is_wanted.clear()
         replies = await self._ask((b"CLUSTER", b"SLOTS"), (b"CLUSTER", b"INFO"))
         if replies is None:
+            self.look()  # again, as soon as there is a connection
             return
-        refusal = next((reply for reply in replies if isinstance(reply, ErrorReply)), None)
-        if refusal is not None:
-            reason = f"{refusal} (to CLUSTER SLOTS and CLUSTER INFO, which have to be allowed)"
-            raise ConnectFailed(str(self._any.asked), reason, permanent=True)
+        for reply in replies:
+            if isinstance(reply, ErrorReply) and str(reply).startswith(_FOR_GOOD):
+                reason = f"{reply} (to CLUSTER SLOTS and CLUSTER INFO, which have to be allowed)"
+                raise ConnectFailed(str(self._any.asked), reason, permanent=True)
         try:
             view = View.of(replies[0], replies[1], self._any.asked)
         except ValueError as error:
-            self._asking.leave(str(error))
+            self._ask_another(str(error))
             return
-        owners = [None if owner is None else self._opener.reach(owner) for owner in view.owners]
-        view = view._replace(owners=owners)
+        there = {owner: self._opener.reach(owner) for owner in set(view.owners) if owner is not None}
+        view = view._replace(owners=[None if owner is None else there[owner] for owner in view.owners])
         if view.is_up or not self._is_up.is_set():
-            self.slots.take(view)
+            self.slots.take(view, self._loop.time())
         if view.is_up:
             self._error = None
             self._is_up.set()
             self.on_change()
         else:  # or it is cut off from the others: one of them is asked
             self._error = ConnectFailed(str(self._any.asked), self._why_down())
-            self._asking.leave("it says that the cluster is down")
+            self._ask_another("it says that the cluster is down")
+
+    def _ask_another(self, reason: str) -> None:
+        """Look again as soon as there is a connection, to another node if there is one."""
+        self._asking.leave(reason)
+        self.look()
+
+    def _tell_change(self) -> None:
+        self._is_change_due = False
+        self.on_change()
 
     def _why_down(self) -> str:
         uncovered = self.slots.uncovered
