@@ -33,7 +33,7 @@ _EXITS = (
 Url = Annotated[
     str | None,
     typer.Option(
-        help="Where the server is: redis://, rediss:// or unix://. "
+        help="Where the server is: redis://, rediss://, unix:// or redis+cluster://. "
         "Default: the environment's AIOPUBSUB_URL, then redis://localhost:6379.",
         show_default=False,
     ),
@@ -259,6 +259,52 @@ def demo(
 
     place = Place(url, is_embedded=url is None, connect_timeout=connect_timeout)
     run(demonstrate(place, seconds, rate))
+
+
+@app.command(
+    help="Look at a deployment: what it is, whether all that publishers and subscribers need works, and "
+    "what to change.\n\n"
+    "It looks at every server's version, role and settings, at what the user may do and at how long a "
+    "round trip takes, and publishes messages that have to come back, to channels that begin with "
+    "aiopubsub:doctor:. No setting is changed, and nothing stays behind.",
+    epilog="Exit status: 0 when there is no problem, 1 when there is one or no server, 2 when the command "
+    "line cannot be used, 130 after Ctrl-C, 143 after SIGTERM.",
+)
+def doctor(
+    need: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAMES",
+            help="What has to work, separated by commas: publish, subscribe, history, name (durable "
+            "cursors); nothing else is looked at. Default: all are, and it is no problem if history and "
+            "name don't work.",
+            show_default=False,
+        ),
+    ] = None,
+    channel: Annotated[
+        str | None,
+        typer.Option(
+            help="Look at permissions for this channel, without using it. Default: one of its own.",
+            show_default=False,
+        ),
+    ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(
+            help="Look at this user's permissions; the URL's user has to be allowed ACL DRYRUN. Default: "
+            "the URL's user.",
+            show_default=False,
+        ),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print it as JSON.")] = False,
+    url: Url = None,
+    embedded: Embedded = False,
+    connect_timeout: ConnectTimeout = 5.0,
+) -> None:
+    """`aiopubsub doctor`."""
+    from .doctor import Options, examine  # noqa: PLC0415  # shows tables
+
+    run(examine(Place(url, embedded, connect_timeout), Options(need, channel, user, json)))
 
 
 @app.command(

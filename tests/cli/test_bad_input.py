@@ -2,34 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
-from collections.abc import Callable
-from typing import TypeAlias
 
 import pytest
 
-from aiopubsub.__main__ import main
 from aiopubsub.testing import Server, free_port
+from tests.cli.conftest import InProcess
 from tests.cli.process import COMMAND, run
 from tests.conftest import start
-
-InProcess: TypeAlias = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture
-def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> InProcess:
-    """Runs the command line in this process, which is faster and shows the same."""
-    monkeypatch.delenv("AIOPUBSUB_URL", raising=False)
-
-    def call(*args: str) -> subprocess.CompletedProcess[str]:
-        monkeypatch.setattr(sys, "argv", ["aiopubsub", *args])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capfd.readouterr()
-        return subprocess.CompletedProcess(args, int(ended.value.code or 0), said.out, said.err)
-
-    return call
 
 
 @pytest.mark.parametrize(
@@ -51,6 +31,9 @@ def in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str
         (("sub", "c", "--name", "a b"), "`name` must be 1 to 128 letters, digits and . _ -"),
         (("history", ""), "a channel must not be empty"),
         (("demo", "--url", "u:s3cret@localhost"), "--url (or AIOPUBSUB_URL): not a URL"),
+        (("doctor", "--url", "memory://"), "memory:// ends at this process"),
+        (("doctor", "--channel", ""), "a channel must not be empty"),
+        (("doctor", "--need", ","), "--need: nothing is not one of publish"),
         (("sub", "c", "--url", ""), "--url (or AIOPUBSUB_URL): not a URL"),
         (("sub", "c", "--url", "memory://"), "memory:// ends at this process"),
         (("sub", "c", "--url", "redis://h", "--embedded"), "give one of them"),
@@ -81,7 +64,7 @@ def test_bad_usage(in_process: InProcess, args: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("pub", "c", "m"), ("sub", "c"), ("history", "c"), ("chat", "c"), ("demo",)]
+    "args", [("pub", "c", "m"), ("sub", "c"), ("history", "c"), ("chat", "c"), ("demo",), ("doctor",)]
 )
 def test_no_server(in_process: InProcess, args: tuple[str, ...]) -> None:
     """A server that is not there is one line, within the timeout, and status 1."""
@@ -104,7 +87,7 @@ def test_no_server_is_said_once() -> None:
 
 
 @pytest.mark.parametrize(
-    "args", [("pub", "c", "m"), ("sub", "c"), ("history", "c"), ("chat", "c"), ("demo",)]
+    "args", [("pub", "c", "m"), ("sub", "c"), ("history", "c"), ("chat", "c"), ("demo",), ("doctor",)]
 )
 def test_wrong_password(in_process: InProcess, locked: Server, args: tuple[str, ...]) -> None:
     """The server's own words are one line, without the password, and status 1."""
@@ -155,7 +138,7 @@ def test_closed_standard_streams() -> None:
     assert (ended.returncode, ended.stdout) == (2, b"")
 
 
-@pytest.mark.parametrize("args", [(), ("pub",), ("sub",), ("history",), ("chat",), ("demo",)])
+@pytest.mark.parametrize("args", [(), ("pub",), ("sub",), ("history",), ("chat",), ("demo",), ("doctor",)])
 def test_help(in_process: InProcess, args: tuple[str, ...]) -> None:
     """Every command has a help that says with which status it ends."""
     ended = in_process(*args, "--help")
