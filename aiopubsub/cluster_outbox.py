@@ -103,8 +103,9 @@ class ClusterLine:
 
     def is_waiting(self, key: bytes) -> bool:
         link = self._outbox.home_of(key)
-        part = None if link is None else self.parts.get((link, False))
-        return link is None or (part is not None and bool(part.waiting))
+        if link is None or self._outbox.slot_of(key) in self.held:
+            return True
+        return any(part.waiting for (there, _), part in self.parts.items() if there is link)
 
     def part(self, link: _NodeLink, *, is_asking: bool) -> Line:
         """What goes to this node."""
@@ -120,7 +121,7 @@ class ClusterLine:
         held = self.held.setdefault(slot, _Held())
         (held.returned if came_back else held.later).append(request)
 
-    def take_back(self, link: _NodeLink, slots: set[int]) -> None:
+    def take_back(self, link: _NodeLink, slots: set[int], *, came_back: bool = False) -> None:
         """What waits for a node that does not serve these slots any more waits for another."""
         part = self.parts.get((link, False))
         if part is None:
@@ -130,7 +131,7 @@ class ClusterLine:
         for request in waiting:
             slot = self._outbox.slot(request)
             if slot in slots and not isinstance(request, Batch):
-                self.hold(slot, request)
+                self.hold(slot, request, came_back=came_back)
             else:
                 part.waiting.append(request)
 
@@ -216,15 +217,24 @@ class ClusterOutbox:
     def slot(self, request: Request | Append | Batch) -> int:
         """Of what a request is about; -1 if it is about nothing."""
         if isinstance(request, Append):
-            return self._slot_of(request.channel)
+            return self.slot_of(request.channel)
         command: Command = request[2] if isinstance(request, tuple) else request.commands[0]
-        return self._slot_of(command[1]) if len(command) > 1 else -1
+        return self.slot_of(command[1]) if len(command) > 1 else -1
+
+    def slot_of(self, key: bytes) -> int:
+        """As in `keys`, remembered."""
+        slot = self._slots.get(key)
+        if slot is None:
+            if len(self._slots) >= _SLOTS_KNOWN:
+                self._slots.clear()
+            slot = self._slots[key] = slot_of(key)
+        return slot
 
     def home_of(self, key: bytes) -> _NodeLink | None:
         """Where requests about a key go now; `None`: they have to wait."""
-        slot = self._slot_of(key)
+        slot = self.slot_of(key)
         home = self._homes.get(slot)
-        if home is None and slot not in self._leaving:
+        if home is None and slot not in self._leaving and self._closed_by is None:
             address = self._nodes.slots.owner(slot)
             if address is not None:
                 home = self._homes[slot] = self._link(address)
@@ -232,16 +242,25 @@ class ClusterOutbox:
 
     def send(self, line: ClusterLine, request: _One) -> None:
         """Let a request go to its node, or wait until it has one."""
-        if isinstance(request, tuple) and len(request[2]) == 1:  # a PING, which follows what was sent
-            busy = (link for (link, _), part in line.parts.items() if part.waiting or part.in_flight)
-            link, slot = next(busy, None), next(iter(line.held), -1)
-        else:
-            slot = self.slot(request)
-            link = self._homes.get(slot) or self.home_of(_key_of(request))
+        slot = self.slot(request)
+        if slot < 0:
+            self._send_ping(line, request)
+            return
+        link = self._homes.get(slot) or self.home_of(_key_of(request))
         if link is None or slot in line.held:
             line.hold(slot, request)
         else:
             self._send_to(link, line, request)
+
+    def _send_ping(self, line: ClusterLine, request: _One) -> None:
+        """Let a PING follow what was sent last or waits; with nothing to follow it is answered at once."""
+        busy = (link for (link, _), part in line.parts.items() if part.waiting or part.in_flight)
+        if (link := next(busy, None)) is not None:
+            self._send_to(link, line, request)
+        elif (slot := next(iter(line.held), -1)) >= 0:
+            line.hold(slot, request)
+        elif not (promise := look_at(request)[0]).done():
+            promise.set_result(None)
 
     # -- what the cluster tells --------------------------------------------------------------------
 
@@ -282,14 +301,6 @@ class ClusterOutbox:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _slot_of(self, key: bytes) -> int:
-        slot = self._slots.get(key)
-        if slot is None:
-            if len(self._slots) >= _SLOTS_KNOWN:
-                self._slots.clear()
-            slot = self._slots[key] = slot_of(key)
-        return slot
-
     def _link(self, address: Address) -> _NodeLink:
         link = self._links.get(address)
         if link is None:
@@ -301,6 +312,9 @@ class ClusterOutbox:
     def _send_to(
         self, link: _NodeLink, line: ClusterLine, request: _One, *, is_asking: bool = False
     ) -> None:
+        asking = line.parts.get((link, True))
+        if asking is not None and asking.waiting:
+            is_asking = True  # it may be about the same slot, and must not be overtaken
         part = line.part(link, is_asking=is_asking)
         self._wholes[part] = line
         if isinstance(request, tuple):
@@ -313,20 +327,26 @@ class ClusterOutbox:
 
     def _on_redirect(self, here: Address, request: _One, part: Line, redirect: Redirect) -> None:
         """A node does not serve the slot of a request, or not now, and has done nothing."""
-        line, link = self._wholes.get(part), self._links.get(here)
-        if line is None or link is None or look_at(request)[0].done():
+        promise, deadline, channel = look_at(request)
+        line = self._wholes.get(part)
+        if promise.done():
             return
-        slot = self.slot(request)
+        if line is None:
+            fail(
+                request, NotSent(channel, f"the node answered {redirect.kind}, and it was closed meanwhile")
+            )
+            return
         if redirect.kind == "ASK" and redirect.address is not None:
             there = self._link(self._nodes.reach(here, redirect.address))
             self._send_to(there, line, request, is_asking=True)
-            there.kick(look_at(request)[1])
+            self.kick(deadline)
             return
+        slot = self.slot(request)
         line.hold(slot, request, came_back=True)
-        self._set_alarm(min(self._alarm_at, look_at(request)[1]))
+        self._set_alarm(min(self._alarm_at, deadline))
         delay = self._nodes.redirected(here, redirect, _RETRY_S)
-        if self._homes.get(slot) is link:
-            self._leave(link, {slot}, delay)
+        if slot in self._homes:
+            self._leave(self._homes[slot], {slot}, delay)
         elif slot not in self._leaving:
             self._loop.call_later(delay, self._flush)
 
@@ -337,10 +357,12 @@ class ClusterOutbox:
         self._leaving |= slots
         for line in self._lines:
             line.take_back(link, slots)
-        link.dialogue.fence(partial(self._on_answered, slots, delay))
+        link.dialogue.fence(partial(self._on_answered, link, slots, delay))
         link.kick()
 
-    def _on_answered(self, slots: set[int], delay: float) -> None:
+    def _on_answered(self, link: _NodeLink, slots: set[int], delay: float) -> None:
+        for line in self._lines:  # what a lost connection has put back is older than all that waits
+            line.take_back(link, slots, came_back=True)
         self._loop.call_later(delay, self._left, slots)
 
     def _left(self, slots: set[int]) -> None:
@@ -349,6 +371,7 @@ class ClusterOutbox:
 
     def _flush(self) -> None:
         """Let go what was held, if there is somewhere to go."""
+        earliest = math.inf
         for line in list(self._lines):
             for slot in list(line.held):
                 held = line.held[slot]
@@ -356,9 +379,11 @@ class ClusterOutbox:
                 if slot not in self._leaving and (first is None or self._can_go(first)):
                     del line.held[slot]
                     for request in held:
-                        if not look_at(request)[0].done():
+                        promise, deadline, _ = look_at(request)
+                        if not promise.done():
+                            earliest = min(earliest, deadline)
                             self.send(line, request)
-        self.kick()
+        self.kick(earliest)
 
     def _can_go(self, request: _One) -> bool:
         key = _key_of(request)

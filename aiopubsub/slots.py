@@ -24,6 +24,7 @@ heard of a change or knows that it is cut off."""
 
 _NO_NAME = "?"  # `cluster-preferred-endpoint-type hostname`, of a node without one
 
+
 class Address(NamedTuple):
     """Where a node is."""
 

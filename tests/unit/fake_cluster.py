@@ -155,14 +155,18 @@ class FakeServer:
             return self.publish(args[0], args[1], is_sharded=verb == SPUBLISH)
         if verb == b"EVALSHA":
             is_sharded = args[0] == SHAS[SPUBLISH]
-            return streams.append(lambda key, data: self.publish(key, data, is_sharded=is_sharded), SHA, *args[1:])
+            return streams.append(
+                lambda key, data: self.publish(key, data, is_sharded=is_sharded), SHA, *args[1:]
+            )
         return {b"XRANGE": streams.range, b"XREVRANGE": streams.reverse_range}[verb](*args)
 
     def publish(self, channel: bytes, payload: bytes, *, is_sharded: bool) -> int:
         self.cluster.published[channel].append((self.address, payload))
         servers = [self] if is_sharded else list(self.cluster.servers.values())
         kind = b"smessage" if is_sharded else b"message"
-        there = [wire for server in servers for wire in server.open_wires() if (kind, channel) in wire.subscribed]
+        there = [
+            wire for server in servers for wire in server.open_wires() if (kind, channel) in wire.subscribed
+        ]
         for wire in there:
             asyncio.get_running_loop().call_soon(wire.say, Push([kind, channel, payload]))
         return len(there)

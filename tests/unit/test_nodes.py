@@ -25,7 +25,9 @@ def looking(cluster: FakeCluster) -> list[Address]:
 
 
 def looks(cluster: FakeCluster) -> int:
-    return sum(command == (b"CLUSTER", b"SLOTS") for server in cluster.servers.values() for command in server.ran)
+    return sum(
+        command == (b"CLUSTER", b"SLOTS") for server in cluster.servers.values() for command in server.ran
+    )
 
 
 def with_nodes(cluster: FakeCluster, test: Any) -> None:
@@ -143,7 +145,9 @@ def test_it_is_not_ready_before_the_cluster_works() -> None:
         cluster.owners[slot] = None
 
     async def test(nodes: Nodes) -> None:
-        with pytest.raises(ConnectFailed, match=r"the cluster is down: nobody serves slots 5-7, 100") as caught:
+        with pytest.raises(
+            ConnectFailed, match=r"the cluster is down: nobody serves slots 5-7, 100"
+        ) as caught:
             await nodes.ready(3.0)
         assert not caught.value.permanent
         assert now() == 3.0
@@ -241,7 +245,9 @@ def test_a_node_that_does_not_answer_is_given_up() -> None:
 # -- refusals --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("words", ["NOPERM no permission to run 'cluster|slots'", "ERR unknown command 'CLUSTER'"])
+@pytest.mark.parametrize(
+    "words", ["NOPERM no permission to run 'cluster|slots'", "ERR unknown command 'CLUSTER'"]
+)
 def test_a_look_that_is_refused(words: str) -> None:
     """Without the topology nothing works: whoever waits, and who has asked to be told, is told why."""
     cluster = FakeCluster()

@@ -97,7 +97,9 @@ def test_no_error_reply_is_too_strange(text: str) -> None:
     assert redirect is None or redirect.slot is None or 0 <= redirect.slot < SLOTS
 
 
-@given(st.sampled_from(["MOVED", "ASK"]), st.integers(0, SLOTS - 1), st.ip_addresses(), st.integers(1, 65535))
+@given(
+    st.sampled_from(["MOVED", "ASK"]), st.integers(0, SLOTS - 1), st.ip_addresses(), st.integers(1, 65535)
+)
 def test_every_address_is_read(kind: str, slot: int, host: Any, port: int) -> None:
     """As servers write it: `host:port`, without brackets."""
     assert redirect_of(f"{kind} {slot} {host}:{port}") == Redirect(kind, slot, Address(str(host), port))
