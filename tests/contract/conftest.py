@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
 from aiopubsub import Client
-from aiopubsub.testing import Server
-from tests.conftest import FINDERS, Place
+from aiopubsub.testing import Sentinels, Server
+from tests.conftest import FINDERS, Place, executable
 
 
-@pytest.fixture(params=["memory", *FINDERS])
+@pytest.fixture(scope="session")
+def sentinels() -> Iterator[Sentinels]:
+    """Servers that nobody fails over: whoever wants that starts some of their own."""
+    with Sentinels(executable("redis7"), down_after_s=10) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture(params=["memory", *FINDERS, "sentinel"])
 def place(request: pytest.FixtureRequest, servers: Callable[[str], Server]) -> Place:
-    """The memory and every kind of server, one after the other."""
+    """The memory, every kind of server, and servers behind Sentinel, one after the other."""
     if request.param == "memory":
         return Place("memory", f"memory://{request.node.name}")
+    if request.param == "sentinel":
+        sentinels: Sentinels = request.getfixturevalue("sentinels")
+        return Place("sentinel", sentinels.url, sentinels.servers[0])
     server = servers(request.param)
     return Place(request.param, server.url, server)
 

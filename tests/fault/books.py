@@ -15,11 +15,16 @@ class Feed:
     """Publishes the numbers 0, 1, 2, … one by one, and notes what became of each."""
 
     pub: ps.Publisher
-    channel: str
+    channel: str | ps.Topic[bytes]
     begun: int = 0
     confirmed: set[int] = field(default_factory=set)
     unconfirmed: set[int] = field(default_factory=set)
     not_sent: set[int] = field(default_factory=set)
+
+    async def reach(self, number: int) -> None:
+        """Until so many were begun; no event tells, so it looks again and again."""
+        while self.begun < number:
+            await asyncio.sleep(0.01)
 
     async def publish(self, number: int) -> None:
         try:
@@ -32,7 +37,9 @@ class Feed:
 
 
 @contextlib.asynccontextmanager
-async def feeding(pub: ps.Publisher, channel: str, *, per_s: float) -> AsyncIterator[Feed]:
+async def feeding(
+    pub: ps.Publisher, channel: str | ps.Topic[bytes], *, per_s: float
+) -> AsyncIterator[Feed]:
     """Publish numbers at a rate, until the block is left; then wait until each is accounted for."""
     feed = Feed(pub, channel)
     loop = asyncio.get_running_loop()
