@@ -247,6 +247,7 @@ class _Sentinel:
         self.lookout = Lookout(settings.service, Push, self._on_answer, settings.min_others)
         self.link = Link(self, self.lookout, role="asks a sentinel", heartbeat=heartbeat, backoff=backoff)
         self._opener = opener
+        self._timeout_s = heartbeat  # of one try to connect: a failover is heard within two of them
         self._on_news = on_news
         self._told: str | None = None  # of its trouble, in the log
 
@@ -270,13 +271,17 @@ class _Sentinel:
 
     async def open(self) -> Wire:
         try:
-            wire = await self._opener.open()
+            with anyio.fail_after(self._timeout_s):
+                wire = await self._opener.open()
         except ConnectFailed as error:
             self.failure = error
-            self._on_news()
-            raise
-        self.failure = None
-        return wire
+        except TimeoutError:
+            self.failure = ConnectFailed(self.target, f"no answer within {self._timeout_s:g} s")
+        else:
+            self.failure = None
+            return wire
+        self._on_news()
+        raise self.failure
 
     def _on_answer(self) -> None:
         """Its link logs what it can't connect for; this is what it says."""

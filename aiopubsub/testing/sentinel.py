@@ -107,7 +107,7 @@ class Sentinels:
         replicas: int = 2,
         sentinels: int = 3,
         service: str = "the-service",
-        down_after_s: float = 0.5,
+        down_after_s: float = 1.0,
         password: str | None = None,
         sentinel_password: str | None = None,
     ) -> None:

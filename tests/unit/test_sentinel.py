@@ -54,11 +54,15 @@ class FakeSentinel:
         self.primary: tuple[str, int] | None = ("a", 1)
         self.is_stalled = False
         self.failure: ConnectFailed | None = None
+        self.hole: Awaitable[None] | None = None  # swallows the next try
         self.wires: list[SentinelWire] = []
         self.tries = 0
 
     async def open(self) -> SentinelWire:
         self.tries += 1
+        hole, self.hole = self.hole, None
+        if hole is not None:
+            await hole
         if self.failure is not None:
             raise self.failure
         wire = SentinelWire(self)
@@ -502,6 +506,21 @@ def test_a_try_that_fails_while_it_is_broken_off() -> None:
             assert (await it.open()).host == "b"
 
     it: World
+    run(main())
+
+
+def test_a_sentinel_that_hangs_is_tried_again() -> None:
+    """A black hole swallows the handshake: a try takes a heartbeat, not longer."""
+
+    async def main() -> None:
+        async with world(count=1) as it:
+            await it.open()
+            it.sentinels[0].switch("b", says_so=False)
+            it.sentinels[0].hole = forever()
+            it.sentinels[0].wires[-1].lose()
+            await asyncio.sleep(HEARTBEAT + 0.51)
+            assert len(it.left) == 1
+
     run(main())
 
 
