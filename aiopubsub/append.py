@@ -9,13 +9,14 @@ windows, deadlines. A publisher makes an `Append`, the outbox sends some in one 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from hashlib import sha1
 from typing import Any, NamedTuple, cast
 
 from .dialogue import PUBLISH, SPUBLISH, Command, OutOfStep, Promise
-from .errors import PubSubError
+from .errors import ErrorReply, PubSubError
 from .topic import History
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "SHAS",
     "Append",
     "Entry",
+    "Writes",
     "pack",
     "unpack",
 ]
@@ -112,6 +114,9 @@ LOADS: dict[bytes, Command] = {verb: (b"SCRIPT", b"LOAD", script) for verb, scri
 SHA, LOAD = SHAS[PUBLISH], LOADS[PUBLISH]
 
 
+_IS_READONLY = re.compile("^READONLY |: -READONLY ")  # Redis 6.2 says it of a script in the second way
+
+
 class Entry(NamedTuple):
     """One message that is to be appended."""
 
@@ -169,6 +174,30 @@ class Append:
     def failures(self) -> dict[int, PubSubError]:
         """What went wrong, by the index of the message."""
         return {} if self.error is None else dict.fromkeys(range(len(self.entries)), self.error)
+
+
+class Writes:
+    """Whether a server takes them, by its answers.
+
+    One that has become a replica is left, once: the primary may be elsewhere. If the next one takes none
+    either, its answer is for whoever asked.
+    """
+
+    def __init__(self) -> None:
+        self._was_refused = False  # the last time that something was to be written
+
+    def check(self, reply: object) -> None:
+        """Look at the answer to a script or a SET; answers to other commands do no harm.
+
+        Raises:
+            OutOfStep: The session is to end.
+        """
+        if isinstance(reply, ErrorReply):
+            if not self._was_refused and _IS_READONLY.search(str(reply)):
+                self._was_refused = True
+                raise OutOfStep("the server has become a replica, which takes no writes")
+        elif reply == b"OK" or isinstance(reply, list):
+            self._was_refused = False
 
 
 def pack(key: bytes, appends: Sequence[Append], known: bytes | None) -> Command:

@@ -17,15 +17,19 @@ from .deployment import Deployment, SingleServer
 from .errors import Closed
 from .link import Backoff
 from .memory import MemoryOpener
+from .sentinel import SentinelDeployment, SentinelSource
 from .stats import ClientStats, LinkStats
-from .wire import ClusterOpener, RedisOpener, WireOpener
+from .wire import ClusterOpener, RedisOpener, SentinelSettings, WireOpener
 
 __all__ = ["Client", "Source"]
 
 Source: TypeAlias = str | aioredis.Redis | aioredis.RedisCluster
 """A URL, or a client of `redis.asyncio` whose settings are copied."""
 
-_SCHEMES = ("redis", "rediss", "unix", "redis+cluster", "rediss+cluster", "memory")
+_SCHEMES = (
+    *("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
+    *("redis+sentinel", "rediss+sentinel", "memory"),
+)
 
 
 class Client:
@@ -138,6 +142,8 @@ def begin(client: Client) -> Deployment:
         opener, heartbeat, backoff = client._opener, client._heartbeat, client._backoff
         if isinstance(opener, ClusterOpener):
             client._deployment = Cluster(opener, heartbeat=heartbeat, backoff=backoff)
+        elif isinstance(opener, SentinelSource):
+            client._deployment = SentinelDeployment(opener, heartbeat=heartbeat, backoff=backoff)
         else:
             client._deployment = SingleServer(opener, heartbeat=heartbeat, backoff=backoff)
     return client._deployment
@@ -161,9 +167,11 @@ def as_client(source: Source | Client) -> tuple[Client, bool]:
     return Client(source), True
 
 
-def _choose_opener(source: Source, name: str | None) -> WireOpener | ClusterOpener:
+def _choose_opener(source: Source, name: str | None) -> WireOpener | ClusterOpener | SentinelSource:
     if isinstance(source, aioredis.Redis):
-        return RedisOpener.from_client(source, name)
+        settings = SentinelSettings.from_client(source, name)
+        opener = RedisOpener.from_pool(source.connection_pool, name)
+        return opener if settings is None else SentinelSource(settings)
     if isinstance(source, aioredis.RedisCluster):
         return ClusterOpener.from_client(source, name)
     if not isinstance(source, str):
@@ -180,4 +188,6 @@ def _choose_opener(source: Source, name: str | None) -> WireOpener | ClusterOpen
         return MemoryOpener(rest)
     if scheme.endswith("+cluster"):
         return ClusterOpener.from_url(source, name)
+    if scheme.endswith("+sentinel"):
+        return SentinelSource.from_url(source, name)
     return RedisOpener.from_url(source, name)

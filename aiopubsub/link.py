@@ -156,6 +156,7 @@ class Link(Generic[D]):
         self._changed: list[asyncio.Future[None]] = []
         self._alarm: asyncio.TimerHandle | None = None
         self._alarm_at = math.inf
+        self._hurried = asyncio.Event()
 
     @property
     def reconnects(self) -> int:
@@ -218,6 +219,10 @@ class Link(Generic[D]):
         if self._session is not None:
             self._session.end(reason)
 
+    def hurry(self) -> None:
+        """What kept it from connecting may be over: the row of waits begins anew, unless it is live."""
+        self._hurried.set()
+
     def close(self) -> None:
         """Close the connection and end the dialogue, now; its task ends within the next turns."""
         self._close(self.error if self.state is State.CLOSED else None)
@@ -245,13 +250,24 @@ class Link(Generic[D]):
                 self._on_trouble()
                 failures = 0 if lived >= self._backoff.reset_after_s else failures
                 self._move(State.WAITING)
-                # jitter, not a secret
-                await asyncio.sleep(self._backoff.delay_s(failures, random.random()))  # noqa: S311
-                failures += 1
+                failures = await self._rest(failures) + 1
                 self._move(State.CONNECTING)
         except Exception as error:  # a defect of ours: it must reach whoever waits
             logger.exception("%s: the link failed", self._role)
             self._close(ConnectFailed(self._opener.target, f"{type(error).__name__}: {error}", True))
+
+    async def _rest(self, failures: int) -> int:
+        """Wait before the next try, after so many failures in a row; how many are left to count."""
+        while True:
+            if self._hurried.is_set():
+                self._hurried.clear()
+                failures = 0
+            # jitter, not a secret
+            delay_s = self._backoff.delay_s(failures, random.random())  # noqa: S311
+            with anyio.move_on_after(delay_s):
+                await self._hurried.wait()
+            if not self._hurried.is_set():
+                return failures
 
     async def _connect_and_live(self) -> float:
         """One try, and the session if it works; seconds that it lived."""
@@ -270,6 +286,7 @@ class Link(Generic[D]):
             wire.abort()
             return 0.0
         self.error = None
+        self._hurried.clear()
         began_at = self._loop.time()
         self._session = session = Session(wire, self.dialogue)
         self._sessions += 1

@@ -18,7 +18,7 @@ from copy import copy
 from enum import Enum
 from typing import Any, TypeAlias
 
-from .append import CALL_BYTES, CALL_ENTRIES, LOADS, SHAS, Append, pack, unpack
+from .append import CALL_BYTES, CALL_ENTRIES, LOADS, SHAS, Append, Writes, pack, unpack
 from .dialogue import PUBLISH, SPUBLISH, Command, OutOfStep, Promise
 from .errors import ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
 from .keys import history_key
@@ -273,6 +273,7 @@ class Outbox:
         self._pings = 0
         self._loaded: set[bytes] = set()  # what the server of this session was told, by verb
         self._load_error: ErrorReply | None = None  # what it said to that
+        self._writes = Writes()
         self._is_live = False
         self._closed_by: PubSubError | None = None
 
@@ -396,9 +397,11 @@ class Outbox:
             if isinstance(request, tuple):
                 promise, _, command, line = request
                 error: PubSubError | None = None
-                if reply.__class__ is not int and command[0] in _PUBLISHING:
-                    _check_refusal(reply)
-                    error = PublishRefused(channel_of(command), str(reply))
+                if reply.__class__ is not int:
+                    if command[0] in _PUBLISHING:
+                        error = _refusal(command, reply)
+                    else:
+                        self._writes.check(reply)
                 replies.popleft()
                 line.in_flight -= 1
                 if reply.__class__ is ErrorReply and self._is_redirected(request, line, reply):
@@ -412,9 +415,7 @@ class Outbox:
             elif isinstance(request, Batch):
                 answer: int | PubSubError = reply
                 if reply.__class__ is not int:
-                    _check_refusal(reply)
-                    channel = channel_of(request.commands[request.next_index])
-                    answer = PublishRefused(channel, str(reply))
+                    answer = _refusal(request.commands[request.next_index], reply)
                 request.line.in_flight -= 1
                 if request.settle(request.next_index, answer):
                     replies.popleft()
@@ -482,6 +483,7 @@ class Outbox:
             request.line.in_flight -= request.in_flight
             request.answer(self._load_error)
         else:
+            self._writes.check(reply)
             request.line.in_flight -= request.in_flight
             line = request.line
             if not is_error or not all(self._is_redirected(it, line, reply) for it in request.appends):
@@ -566,10 +568,11 @@ def channel_of(command: Command) -> str:
     return command[1].decode() if len(command) > 1 else ""
 
 
-def _check_refusal(reply: object) -> None:
+def _refusal(command: Command, reply: object) -> PublishRefused:
     """What answers a PUBLISH and is no number must be an error."""
     if reply.__class__ is not ErrorReply:
         raise OutOfStep(f"the answer to a PUBLISH was due, not {type(reply).__name__}")
+    return PublishRefused(channel_of(command), str(reply))
 
 
 def _count(request: Request | Batch | Append | Call | _Own | _Fence) -> int:

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
 import redis.asyncio as aioredis
 from redis import exceptions as redis_errors
+from redis.asyncio.connection import Connection, SSLConnection
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import SentinelConnectionPool
+from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnection
 from redis.backoff import NoBackoff
 
 from .dialogue import PUBLISH, SPUBLISH, Command
@@ -29,7 +30,16 @@ from .slots import Address
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["ClusterOpener", "Push", "RedisOpener", "Wire", "WireOpener", "WireUser"]
+__all__ = [
+    "ClusterOpener",
+    "Push",
+    "RedisOpener",
+    "RedisWire",
+    "SentinelSettings",
+    "Wire",
+    "WireOpener",
+    "WireUser",
+]
 
 READ_BYTES = 32_768
 """One read: 200 messages of 128 bytes, which die before Python's garbage collector counts 700 new
@@ -73,6 +83,7 @@ _NOT_COPIED = {
     "max_connections",
     "timeout",
     "parser_class",
+    "connection_pool",
     # what a cluster's client adds
     "response_callbacks",
     "redis_connect_func",
@@ -151,7 +162,8 @@ class RedisOpener:
         connection_class: Of redis-py.
         settings: For it.
         name: What `CLIENT LIST` shows; `None` keeps what the settings say.
-        mode: What the server must be by its own words: `standalone`, or `cluster` for a node of one.
+        mode: What the server must be by its own words: `standalone`, `cluster` for a node of one, or
+            `sentinel`.
     """
 
     def __init__(
@@ -171,7 +183,7 @@ class RedisOpener:
         self.target: str = _describe(ours)
 
     @classmethod
-    def from_url(cls, url: str, name: str | None) -> RedisOpener:
+    def from_url(cls, url: str, name: str | None, mode: str = "standalone") -> RedisOpener:
         """By redis-py's rules for `redis://`, `rediss://` and `unix://`.
 
         Raises:
@@ -179,7 +191,7 @@ class RedisOpener:
         """
         try:
             pool = _redis_py.ConnectionPool.from_url(url)
-            return cls(pool.connection_class, pool.connection_kwargs, name)
+            return cls(pool.connection_class, pool.connection_kwargs, name, mode)
         except (ValueError, TypeError, redis_errors.RedisError):
             raise ValueError(
                 "source: the URL cannot be read; write redis://[user:password@]host[:port][/database], "
@@ -188,28 +200,23 @@ class RedisOpener:
             ) from None
 
     @classmethod
-    def from_client(cls, client: aioredis.Redis, name: str | None) -> RedisOpener:
-        """With the settings of a `redis.asyncio.Redis` that the user already has.
-
-        Raises:
-            TypeError: The client finds its server through Sentinel.
-        """
-        pool = client.connection_pool
-        if isinstance(pool, SentinelConnectionPool):
-            raise TypeError("source: a client managed by Sentinel is not supported yet")
-        return cls(pool.connection_class, pool.connection_kwargs, name)
+    def from_pool(
+        cls, pool: aioredis.ConnectionPool, name: str | None, mode: str = "standalone"
+    ) -> RedisOpener:
+        """With the settings of a pool of redis-py's, which is not used otherwise."""
+        return cls(_plain(pool.connection_class), pool.connection_kwargs, name, mode)
 
     def at(self, address: Address) -> RedisOpener:
         """The same for another server."""
         settings = {**self._settings, "host": address.host, "port": address.port}
         return RedisOpener(self._class, settings, None, self._mode)
 
-    async def open(self) -> Wire:
+    async def open(self) -> RedisWire:
         connection: Any = self._class(**self._settings)  # redis-py's own types have holes
         try:
             await connection.connect()
-            await self._check_mode(connection)
-            return RedisWire(connection)
+            is_replica = await self._check_greeting(connection)
+            return RedisWire(connection, is_replica=is_replica)
         except ConnectFailed:
             connection._close()
             raise
@@ -220,15 +227,20 @@ class RedisOpener:
             connection._close()
             raise
 
-    async def _check_mode(self, connection: Any) -> None:
-        """A URL of one kind of deployment for another would half work, and lose messages in silence."""
+    async def _check_greeting(self, connection: Any) -> bool:
+        """A URL of one kind of deployment for another would half work, and lose messages in silence.
+
+        Returns whether the server is a replica. HELLO tells everybody; ROLE is a permission of its own.
+        """
         await connection.send_command("HELLO", "3")
-        mode = (await connection.read_response()).get(b"mode", b"standalone").decode()
+        greeting = await connection.read_response()
+        mode = greeting.get(b"mode", b"standalone").decode()
         if mode != self._mode:
             advice = _ADVICE.get(mode, "another URL")
             raise ConnectFailed(
                 self.target, f"it is {_MODES.get(mode, mode)}: use {advice}", permanent=True
             )
+        return bool(greeting.get(b"role") == b"replica")
 
 
 _MODES = {
@@ -308,12 +320,57 @@ class ClusterOpener:
         return announced if self._remap is None else Address(*self._remap(announced))
 
 
-class RedisWire(asyncio.BufferedProtocol):
-    """A socket that redis-py has opened and we have taken over."""
+class SentinelSettings(NamedTuple):
+    """What it takes to find a server through Sentinel.
 
-    def __init__(self, connection: Any) -> None:
+    Attributes:
+        service: The name under which the sentinels watch the server.
+        servers: Opens connections to servers, at addresses that are to be set.
+        sentinels: Opens connections to each sentinel.
+        min_others: So many other sentinels a sentinel must know of to be believed.
+        host: Takes the place of the host that sentinels tell, or `None`.
+    """
+
+    service: str
+    servers: RedisOpener
+    sentinels: list[RedisOpener]
+    min_others: int = 0
+    host: str | None = None
+
+    @classmethod
+    def from_client(cls, client: aioredis.Redis, name: str | None) -> SentinelSettings | None:
+        """Those of a `redis.asyncio.Redis`, or `None` if it was told where its server is.
+
+        Raises:
+            ValueError: It is made for replicas.
+        """
+        pool: Any = client.connection_pool
+        if not isinstance(pool, SentinelConnectionPool):
+            return None
+        pool = cast("Any", pool)
+        if not pool.is_master:
+            raise ValueError("source: a client of replicas; give one that `Sentinel.master_for` has made")
+        manager = pool.sentinel_manager
+        return cls(
+            pool.service_name,
+            RedisOpener.from_pool(pool, name),
+            [RedisOpener.from_pool(each.connection_pool, name, "sentinel") for each in manager.sentinels],
+            manager.min_other_sentinels,
+            manager._force_master_ip,
+        )
+
+
+class RedisWire(asyncio.BufferedProtocol):
+    """A socket that redis-py has opened and we have taken over.
+
+    Attributes:
+        is_replica: Whether the server said so when it was opened.
+    """
+
+    def __init__(self, connection: Any, *, is_replica: bool = False) -> None:
         stream, writer = connection._reader, connection._writer
         self.is_writable: bool = True
+        self.is_replica = is_replica
         self._connection = connection  # keeps the StreamWriter alive, which closes when collected
         self._transport = cast("asyncio.Transport", writer.transport)
         self._early = bytes(stream._buffer)  # what came together with the handshake's end
@@ -434,6 +491,13 @@ def _address(text: str) -> Address:
     if not parts.hostname or parts.path:
         raise ValueError(text)
     return Address(unquote(parts.hostname), 6379 if parts.port is None else parts.port)
+
+
+def _plain(of_pool: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The class of connection without the look for a primary, which redis-py's own for Sentinel add."""
+    if not issubclass(of_pool, SentinelManagedConnection):
+        return of_pool
+    return SSLConnection if issubclass(of_pool, SSLConnection) else Connection
 
 
 def _describe(settings: Mapping[str, Any]) -> str:

@@ -58,13 +58,18 @@ class Place:
         return redis.asyncio.Redis(port=self.server.port)
 
 
-def start(name: str, *options: str) -> Server:
-    """Start a server of this kind, or say that it is missing."""
+def executable(name: str) -> str:
+    """Where the server of this kind is; say so if it is missing."""
     try:
-        server = Server(FINDERS[name](), *options)
+        return FINDERS[name]()
     except (FileNotFoundError, MissingExtra) as error:
         missing(str(error))
         raise AssertionError from error
+
+
+def start(name: str, *options: str) -> Server:
+    """Start a server of this kind, or say that it is missing."""
+    server = Server(executable(name), *options)
     server.start()
     check_version(name, server)
     return server

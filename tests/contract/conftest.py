@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 import redis
 
 from aiopubsub import Client
-from aiopubsub.testing import Cluster, Server
-from tests.conftest import FINDERS, Place
+from aiopubsub.testing import Cluster, Sentinels, Server
+from tests.conftest import FINDERS, Place, executable
 from tests.roles import all_commands
 
 LEAST = ("redis7", "cluster7")
@@ -18,19 +18,34 @@ LEAST = ("redis7", "cluster7")
 CLUSTERS = {"cluster9": "valkey9", "cluster7": "redis7"}
 
 
-@pytest.fixture(params=["memory", *FINDERS, *CLUSTERS])
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Behind Sentinel everything runs on one event loop: it is found there in the same way."""
+    items[:] = [item for item in items if "[uvloop-sentinel" not in item.name]
+
+
+@pytest.fixture(scope="session")
+def sentinels() -> Iterator[Sentinels]:
+    """Servers that nobody fails over: whoever wants that starts some of their own."""
+    with Sentinels(executable("redis7"), down_after_s=10) as sentinels:
+        yield sentinels
+
+
+@pytest.fixture(params=["memory", *FINDERS, *CLUSTERS, "sentinel"])
 def place(
     request: pytest.FixtureRequest,
     servers: Callable[[str], Server],
     clusters: Callable[[str], Cluster],
 ) -> Place:
-    """The memory, every kind of server and every kind of cluster, one after the other."""
+    """The memory, every kind of server and of cluster, and servers behind Sentinel, one after the other."""
     if request.param == "memory":
         return Place("memory", f"memory://{request.node.name}")
     if request.param in CLUSTERS:
         cluster = clusters(CLUSTERS[request.param])
         url = enter(request.param, cluster.url, [node.port for node in cluster.nodes])
         return Place(request.param, url, cluster=cluster)
+    if request.param == "sentinel":
+        sentinels: Sentinels = request.getfixturevalue("sentinels")
+        return Place("sentinel", sentinels.url, sentinels.servers[0])
     return at(request.param, servers(request.param))
 
 

@@ -21,6 +21,11 @@ class Feed:
     unconfirmed: set[int] = field(default_factory=set)
     not_sent: set[int] = field(default_factory=set)
 
+    async def reach(self, number: int) -> None:
+        """Until so many were begun; no event tells, so it looks again and again."""
+        while self.begun < number:
+            await asyncio.sleep(0.01)
+
     async def publish(self, number: int) -> None:
         try:
             await self.pub.publish(self.channel, b"%d" % number)

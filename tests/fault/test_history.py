@@ -20,7 +20,8 @@ from aiopubsub import reads
 from aiopubsub.keys import history_key
 from aiopubsub.testing import Proxy, Server
 from tests.chaos.faults import Faults
-from tests.conftest import start
+from tests.conftest import FINDERS, start
+from tests.fault.books import lost
 from tests.fault.conftest import LONG, admin
 
 pytestmark = pytest.mark.anyio
@@ -423,3 +424,41 @@ async def test_a_publish_whose_reply_is_lost_is_stored_once(valkey: Server, how:
     assert [number for number in got if number >= 0] == list(range(count + 1))
     with admin(valkey) as server:
         assert server.xlen(history_key(kept.key)) == len(got)
+
+
+@pytest.mark.parametrize("kind", list(FINDERS))
+@pytest.mark.parametrize("is_back", [True, False], ids=["for a moment", "for good"])
+async def test_a_server_that_becomes_a_replica(
+    kind: str, is_back: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its connection is given up, and what it did not take is sent again, once, with the cursor."""
+    monkeypatch.setattr(random, "random", lambda: 1.0)
+    server = start(kind)
+    try:
+        async with (
+            ps.Client(server.url, backoff=ps.Backoff(0.3, 0.3)) as client,
+            ps.Publisher(client) as pub,
+            ps.Subscriber(client, topic(), name="worker") as sub,
+        ):
+            await pub.publish(topic(), b"0")
+            assert (await anext(sub)).data == b"0"
+            with admin(server) as operator:
+                operator.replicaof("127.0.0.1", "1")
+            publishing = asyncio.create_task(pub.publish_many(topic(), [b"1", b"2"]))
+            saving = asyncio.create_task(sub.done())
+            await lost(client, "commands")
+            assert "has become a replica" in str(client.stats.links["commands"].error)
+            if is_back:
+                promote(server)
+                assert [receipt.duplicate for receipt in await publishing] == [False, False]
+                await saving
+                assert [(await anext(sub)).data for _ in range(2)] == [b"1", b"2"]
+            else:
+                with pytest.raises(ps.PublishRefused, match="READONLY"):
+                    await publishing
+                await saving
+                with pytest.raises(ps.CursorFailed, match="READONLY"):
+                    await anext(sub)
+            assert client.stats.links["commands"].reconnects == 1
+    finally:
+        server.stop()

@@ -223,6 +223,34 @@ def test_a_session_that_lived_starts_the_waits_anew(lived: float, wait: float) -
     run(main())
 
 
+@pytest.mark.usefixtures("no_jitter")
+def test_hurrying_begins_the_row_of_waits_anew() -> None:
+    """While it waits, and while it tries; once it is live that is over."""
+
+    async def main() -> None:
+        async def hurry_and_refuse() -> None:
+            link.hurry()
+            raise REFUSED
+
+        opener = FakeOpener(REFUSED, REFUSED, REFUSED, REFUSED, hurry_and_refuse)
+        link = make(opener)
+        link.open()
+        await asyncio.sleep(10)  # of a wait that began at 7 and would end at 15
+        link.hurry()
+        await link.ready(None)
+        assert opener.opened_at == [0, 1, 3, 7, 11, 12]
+        link.hurry()
+        opener.outcomes.append(REFUSED)
+        opener.wires[0].lose()
+        await link_is(link, State.WAITING)
+        link.hurry()
+        await link.ready(None)
+        assert opener.opened_at == [0, 1, 3, 7, 11, 12, 13, 15]
+        await link.aclose()
+
+    run(main())
+
+
 async def link_is(link: Link[FakeDialogue], state: State) -> None:
     while link.state is not state:
         await link._change()

@@ -739,6 +739,92 @@ def test_a_script_that_was_flushed() -> None:
     assert lost.results == [(b"5-1", 1)]
 
 
+READONLY = [
+    "READONLY You can't write against a read only replica. script: 1f, on @user_script:46.",
+    "ERR Error running script (call to f_1f): @user_script:46: @user_script: 46: -READONLY You can't write",
+]
+
+
+@pytest.mark.parametrize("words", READONLY, ids=["Redis 7", "Redis 6.2"])
+def test_a_server_that_has_become_a_replica(words: str) -> None:
+    """It is left, and all is sent again in order; another one that takes no writes is believed."""
+    outbox = live()
+    line = outbox.open_line(100)
+    first = append(line, b"a")
+    outbox.commands()
+    second = append(line, b"b")
+    outbox.commands()
+    with pytest.raises(OutOfStep, match="has become a replica"):
+        outbox.receive(deque([SHA, ErrorReply(words), ErrorReply(words)]))
+    outbox.end()
+    outbox.begin()
+    _, call = outbox.commands()
+    assert (uids_of(call), since_of(call)) == ([b"a", b"b"], b"-")
+    outbox.receive(deque([SHA, ErrorReply(words)]))
+    assert {str(request.error) for request in (first, second)} == {
+        f"the server refused to publish to 'k': {words}"
+    }
+    assert line.in_flight == 0
+
+
+def test_a_server_that_becomes_a_replica_again() -> None:
+    """After it has taken something, it is left again."""
+    outbox = live()
+    line = outbox.open_line(100)
+    for _ in range(3):
+        request = append(line, b"a")
+        outbox.commands()
+        with pytest.raises(OutOfStep):
+            outbox.receive(deque([SHA, ErrorReply(READONLY[0])]))
+        outbox.end()
+        outbox.begin()
+        _, call = outbox.commands()
+        outbox.receive(deque([SHA, answer(call)]))
+        assert request.results == [(b"5-1", 1)]
+        outbox.end()
+        outbox.begin()
+
+
+@pytest.mark.parametrize("answer", [b"OK", b"PONG"])
+def test_a_command_of_other_kind_that_finds_a_replica(answer: bytes) -> None:
+    """A cursor is saved in vain: its session is left, once until something was written."""
+    outbox = live()
+    line = outbox.open_line(100)
+
+    def save() -> Promise:
+        promise = Promise()
+        line.add((promise, math.inf, (b"SET", b"key", b"1-1"), line))
+        outbox.commands()
+        return promise
+
+    lost = save()
+    with pytest.raises(OutOfStep):
+        outbox.receive(deque([ErrorReply(READONLY[0])]))
+    outbox.end()
+    assert type(lost.outcome) is Unconfirmed
+    outbox.begin()
+    save()
+    outbox.receive(deque([answer]))
+    again = save()
+    replies = deque([ErrorReply(READONLY[0])])
+    if answer == b"OK":
+        with pytest.raises(OutOfStep):
+            outbox.receive(replies)
+    else:
+        outbox.receive(replies)
+        assert type(again.outcome) is ErrorReply
+
+
+def test_other_refusals_that_name_a_replica() -> None:
+    """They are the server's last word."""
+    outbox = live()
+    line = outbox.open_line(100)
+    request = append(line, b"a")
+    outbox.commands()
+    outbox.receive(deque([SHA, ErrorReply("ERR READONLY:history holds an entry that is no message")]))
+    assert type(request.error) is PublishRefused
+
+
 def test_a_script_that_may_not_be_loaded() -> None:
     """The refusal of SCRIPT LOAD is told to whoever needs it; one that is there already does."""
     outbox = live()
