@@ -23,6 +23,12 @@ from tests.conftest import cluster_of
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The contract suite shows clusters on both event loops; this takes minutes."""
+    return "asyncio"
+
+
 async def test_the_books_of_a_cluster_balance(caplog: pytest.LogCaptureFixture) -> None:
     """Whatever happens to slots and nodes: the same, for each channel by itself."""
     caplog.set_level(logging.CRITICAL)

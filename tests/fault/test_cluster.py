@@ -31,6 +31,12 @@ HEARTBEAT_S = 1.0
 PER_S = 1000
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The contract suite shows clusters on both event loops; these take minutes."""
+    return "asyncio"
+
+
 @pytest.fixture(params=["valkey9", "redis7"])
 def cluster(request: pytest.FixtureRequest, clusters: Callable[[str], Cluster]) -> Cluster:
     return clusters(request.param)
