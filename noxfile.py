@@ -14,7 +14,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "tests", "faults", "lowest"]
+nox.options.sessions = ["lint", "types", "tests", "faults", "browser", "lowest"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
 _VERSION = "Programming Language :: Python :: 3."
@@ -33,7 +33,8 @@ PARALLEL = ("-n2", "--dist=worksteal")
 def tests(session: nox.Session) -> None:
     """Behaviour, command line and docs, on every Python that is claimed."""
     install_tests(session)
-    session.run("pytest", *PARALLEL, "--ignore=tests/fault", "--ignore=tests/chaos", *session.posargs)
+    apart = (f"--ignore=tests/{folder}" for folder in ("fault", "chaos", "browser"))
+    session.run("pytest", *PARALLEL, *apart, *session.posargs)
 
 
 @nox.session
@@ -50,6 +51,13 @@ def faults(session: nox.Session, loop: str) -> None:
     chosen = loop if loop == "uvloop" else "not uvloop"
     few = {"AIOPUBSUB_CHAOS_FAULTS": "300"}
     session.run("pytest", *PARALLEL, "-k", chosen, "tests/chaos", "tests/fault", *session.posargs, env=few)
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The web chat in Chromium, which the system has to have."""
+    session.install("-e", ".[server,starlette]", *GROUPS["browser"], "pytest-xdist>=3.6")
+    session.run("pytest", *PARALLEL, "tests/browser", *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
@@ -83,9 +91,10 @@ def bench(session: nox.Session) -> None:
     session.run("aiopubsub", "bench", *session.posargs)
 
 
-def install_tests(session: nox.Session, *pins: str) -> None:
+def install_tests(session: nox.Session, *more: str) -> None:
     """The package as users install it, and what its tests need."""
-    session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")
+    needed = (*GROUPS["test"], *GROUPS["web"], "pytest-xdist>=3.6")
+    session.install("-e", ".[cli,server,starlette]", *more, *needed)
 
 
 @nox.session
@@ -99,6 +108,6 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The types, strictly and twice."""
-    session.install("-e", ".[cli]", "nox", "pytest", *GROUPS["types"])
+    session.install("-e", ".[cli,starlette]", "nox", "pytest", *GROUPS["types"], *GROUPS["web"])
     session.run("mypy")
     session.run("pyright", "--pythonpath", os.path.join(session.bin, "python"))  # noqa: PTH118
