@@ -14,7 +14,7 @@ import nox
 
 nox.needs_version = ">=2024.10.9"
 nox.options.default_venv_backend = "virtualenv"
-nox.options.sessions = ["lint", "types", "docs", "tests", "faults", "lowest"]
+nox.options.sessions = ["lint", "types", "docs", "tests", "faults", "browser", "lowest"]
 
 PROJECT = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))
 _VERSION = "Programming Language :: Python :: 3."
@@ -29,11 +29,24 @@ PARALLEL = ("-n2", "--dist=worksteal")
 """Two at a time on any machine: tests of what takes how long share their cores with one other."""
 
 
-@nox.session(python=PYTHONS)
-def tests(session: nox.Session) -> None:
-    """Behaviour, command line and docs, on every Python that is claimed."""
+@nox.session
+@nox.parametrize(
+    ["python", "chosen"],
+    [
+        nox.param(PYTHONS[0], "not uvloop", id=f"{PYTHONS[0]}-asyncio"),
+        *(
+            nox.param(python, "memory or not (asyncio or uvloop)", id=f"{python}-memory")
+            for python in PYTHONS[1:-1]
+        ),
+        nox.param(PYTHONS[-1], "not asyncio", id=f"{PYTHONS[-1]}-uvloop"),
+    ],
+)
+def tests(session: nox.Session, chosen: str) -> None:
+    """Behaviour, command line and docs: on the oldest and the newest Python with one of the event loops each,
+    on those between without what needs a server for both."""
     install_tests(session)
-    session.run("pytest", *PARALLEL, "--ignore=tests/fault", "--ignore=tests/chaos", *session.posargs)
+    apart = (f"--ignore=tests/{folder}" for folder in ("fault", "chaos", "browser"))
+    session.run("pytest", *PARALLEL, *apart, "-k", chosen, *session.posargs)
 
 
 @nox.session
@@ -52,13 +65,21 @@ def faults(session: nox.Session, loop: str) -> None:
     session.run("pytest", *PARALLEL, "-k", chosen, "tests/chaos", "tests/fault", *session.posargs, env=few)
 
 
+@nox.session
+def browser(session: nox.Session) -> None:
+    """The web chat in Chromium, which the system has to have."""
+    session.install("-e", ".[server,starlette]", *GROUPS["browser"], "pytest-xdist>=3.6")
+    session.run("pytest", *PARALLEL, "tests/browser", *session.posargs)
+
+
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The tests of behaviour with the lowest versions of what the core depends on."""
     install_tests(
         session, *(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"])
     )
-    session.run("pytest", *PARALLEL, "tests/unit", "tests/contract", "tests/test_docs.py", *session.posargs)
+    chosen = ("-k", "not uvloop", "tests/unit", "tests/contract", "tests/test_docs.py")
+    session.run("pytest", *PARALLEL, *chosen, *session.posargs)
 
 
 @nox.session
@@ -91,9 +112,10 @@ def docs(session: nox.Session) -> None:
     session.run("mkdocs", *args, env={"NO_MKDOCS_2_WARNING": "1"})
 
 
-def install_tests(session: nox.Session, *pins: str) -> None:
+def install_tests(session: nox.Session, *more: str) -> None:
     """The package as users install it, and what its tests need."""
-    session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")
+    needed = (*GROUPS["test"], *GROUPS["web"], "pytest-xdist>=3.6")
+    session.install("-e", ".[cli,server,otel,starlette]", *more, *needed)
 
 
 @nox.session
@@ -107,7 +129,8 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """The types, strictly and twice; and that a user's type checker knows each type of ours."""
-    session.install("-e", ".[cli,otel]", "nox", "pytest", *GROUPS["types"])
+    needed = (*GROUPS["types"], *GROUPS["web"])
+    session.install("-e", ".[cli,otel,starlette]", "nox", "pytest", *needed)
     session.run("mypy")
     with session.chdir(session.create_tmp()):  # from outside, as users see it
         session.run("pyright", "--verifytypes", "aiopubsub", "--ignoreexternal")

@@ -18,12 +18,14 @@ long for something, don't cache it.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import logging
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 import aiopubsub as ps
+
+logger = logging.getLogger("cache")
 
 V = TypeVar("V")
 
@@ -46,6 +48,8 @@ class LocalCache(Generic[V]):
 
     async def get(self, key: str) -> V:
         """The value, from memory or from `load`, which is called once for all that ask at a time."""
+        if self._following is None or self._following.done():
+            return await self._load(key)  # nobody would drop it
         entry = self._entries.get(key)
         if entry is None:
             entry = self._entries[key] = asyncio.ensure_future(self._load(key))
@@ -58,13 +62,15 @@ class LocalCache(Generic[V]):
 
     async def _follow(self) -> None:
         """Drop what has changed; a load that is under way too, which may have read the old value."""
-        async for event in self._changes.events():
-            match event:
-                case ps.Message(data=key):
-                    self._entries.pop(key, None)
-                case _:  # a gap, or a message that cannot be read: anything may have changed
-                    self._entries.clear()
-        self._entries.clear()
+        try:
+            async for event in self._changes.events():
+                match event:
+                    case ps.Message(data=key):
+                        self._entries.pop(key, None)
+                    case _:  # a gap, or a message that cannot be read: anything may have changed
+                        self._entries.clear()
+        except ps.PubSubError:
+            logger.exception("nothing is remembered any more")
 
     async def __aenter__(self) -> Self:
         """Returns when changes are heard, so nothing is remembered that nobody would drop."""
@@ -80,5 +86,4 @@ class LocalCache(Generic[V]):
     ) -> None:
         await self._changes.aclose()  # ends the task
         if self._following is not None:
-            with contextlib.suppress(ps.PubSubError):
-                await self._following
+            await self._following

@@ -1,12 +1,13 @@
-"""Live prices through websockets: each browser says what it watches, and is sent that.
+"""Live prices through websockets: each browser is sent what it watches.
 
     pip install 'aiopubsub-redis[starlette]' msgspec uvicorn websockets
     REDIS_URL=redis://localhost:6379 uvicorn live_prices:app
     aiopubsub pub prices.ACME '{"symbol": "ACME", "cents": 1250}'
 
-A browser sends `{"watch": "ACME"}`, and gets `{"symbol": "ACME", "cents": 1250}` for each price, or
-`{"missed": 17}` where it was too slow or the connection to the server was lost; `null` is "nobody knows how
-many". Prices get old, so there is no history, and a small buffer: who is slow wants the newest.
+A browser at `/prices/ACME` gets `{"symbol": "ACME", "cents": 1250}` for each price, or `{"missed": 17}`
+where it was too slow or the connection to the server was lost; `null` is "nobody knows how many". It sends
+`{"watch": "OTHER"}` to watch one more. Prices get old, so there is no history, and a small buffer: who is
+slow wants the newest.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def prices_of(symbol: str) -> ps.Topic[Price]:
 
 async def prices(websocket: WebSocket) -> None:
     """One browser, for as long as it stays."""
-    watched: ps.Subscriber[Price] = ps.Subscriber(client_of(websocket), buffer=100)
+    first = prices_of(websocket.path_params["symbol"])
+    watched = ps.Subscriber(client_of(websocket), first, buffer=100)
 
     async def received(frame: str | bytes) -> None:
         try:
@@ -75,4 +77,4 @@ def to_browser(event: Event[Price]) -> str | None:
             return None  # somebody else's, or a mistake: our log has it
 
 
-app = Starlette(routes=[WebSocketRoute("/prices", prices)], lifespan=lifespan(URL))
+app = Starlette(routes=[WebSocketRoute("/prices/{symbol}", prices)], lifespan=lifespan(URL))

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from playwright.async_api import Browser
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def anyio_backend() -> str:
     """One event loop will do: what is tested runs in the browser and in other processes."""
     return "asyncio"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 async def browser() -> AsyncIterator[Browser]:
     """Chromium, without a window."""
     try:

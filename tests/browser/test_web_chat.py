@@ -32,6 +32,7 @@ pytestmark = pytest.mark.anyio
 CHAT = "docs.examples.web_chat.app:app"
 PICTURE = ROOT / "docs/examples/web_chat/web-chat.png"
 DEADLINE_MS = 30_000
+PAUSE_S = 0.05  # between two things that somebody says: pages that never rest take the workers' time
 
 NOTES_IDS = """
 window.ids = [];
@@ -103,6 +104,7 @@ async def talking(*people: Person) -> AsyncIterator[None]:
             if is_over.is_set():
                 break
             await person.say(f"{person.name} {number}")
+            await asyncio.sleep(PAUSE_S)
 
     async with asyncio.TaskGroup() as group:
         for person in people:

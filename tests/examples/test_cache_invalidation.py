@@ -126,3 +126,36 @@ async def test_an_unreadable_message_drops_everything(client: ps.Client, pub: ps
         database.rows["a"] = 2
         await pub.publish(ps.Topic(CHANGED.name, history=CHANGED.history), b"\xff")
         await until(cache, "a", 2)
+
+
+async def test_nothing_is_remembered_when_nobody_listens(
+    client: ps.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Before it is entered, after it has failed, after the client was closed: each value is loaded."""
+    database = Database()
+
+    async def asked_each_time(cache: LocalCache[int]) -> None:
+        before = database.asked["a"]
+        for _ in range(2):
+            assert await cache.get("a") == 1
+        assert database.asked["a"] == before + 2
+
+    def refused(subscriber: object, item: object) -> None:
+        raise ps.SubscribeRefused({"cache.changed": "NOPERM"})
+
+    await asked_each_time(LocalCache(client, database.load))
+    async with LocalCache(client, database.load) as cache:
+        await cache.get("a")
+        with monkeypatch.context() as patch:
+            patch.setattr(ps.Subscriber, "_event", refused)
+            await changed(ps.Publisher(client), "b")
+            while not caplog.messages:
+                await asyncio.sleep(0)
+        await asked_each_time(cache)
+    assert caplog.messages == ["nothing is remembered any more"]
+    async with LocalCache(client, database.load) as cache:
+        await cache.get("a")
+        await client.aclose()
+        while not cache._following.done():
+            await asyncio.sleep(0)
+        await asked_each_time(cache)

@@ -14,32 +14,22 @@ from tests.examples.conftest import give
 pytestmark = pytest.mark.anyio
 
 
-async def until_watched(pub: ps.Publisher, symbol: str) -> None:
-    """A price that nobody watches reaches nobody."""
-    while not (await pub.publish(prices_of(symbol), Price(symbol, 0))).receivers:
-        pass  # each try is a round through the server
-
-
 async def test_one_gets_what_one_watches(client: ps.Client, pub: ps.Publisher) -> None:
     """And nothing else; what is no price is passed over."""
-    async with Talk(give(app, client, pub), "/prices") as talk:
-        talk.say('{"watch": "ACME"}')
-        await until_watched(pub, "ACME")
+    async with Talk(give(app, client, pub), "/prices/ACME") as talk:
         await pub.publish(prices_of("OTHER"), Price("OTHER", 1))
         await pub.publish("prices.ACME", b"no price")
         await pub.publish(prices_of("ACME"), Price("ACME", 1250))
-        assert [json.loads(await talk.hear())["cents"] for _ in range(2)] == [0, 1250]
+        assert json.loads(await talk.hear()) == {"symbol": "ACME", "cents": 1250}
         talk.say('{"watch": "OTHER"}')
-        await until_watched(pub, "OTHER")
-        assert json.loads(await talk.hear()) == {"symbol": "OTHER", "cents": 0}
+        while not (await pub.publish(prices_of("OTHER"), Price("OTHER", 2))).receivers:
+            pass  # each try is a round through the server
+        assert json.loads(await talk.hear()) == {"symbol": "OTHER", "cents": 2}
 
 
 async def test_who_is_slow_is_told(client: ps.Client, pub: ps.Publisher) -> None:
     """How many were left out, and then the newest."""
-    async with Talk(give(app, client, pub), "/prices") as talk:
-        talk.say('{"watch": "ACME"}')
-        await until_watched(pub, "ACME")
-        assert json.loads(await talk.hear())["cents"] == 0
+    async with Talk(give(app, client, pub), "/prices/ACME") as talk:
         talk.takes.clear()
         await pub.publish_many(prices_of("ACME"), [Price("ACME", cents) for cents in range(1, 1001)])
         talk.takes.set()
@@ -55,6 +45,6 @@ async def test_who_is_slow_is_told(client: ps.Client, pub: ps.Publisher) -> None
 @pytest.mark.parametrize("frame", ["no json", '{"watch": "*"}', '{"watch": 5}', b"\xff"])
 async def test_what_is_no_wish_ends_it(client: ps.Client, pub: ps.Publisher, frame: str | bytes) -> None:
     """Code 1008."""
-    async with Talk(give(app, client, pub), "/prices") as talk:
+    async with Talk(give(app, client, pub), "/prices/ACME") as talk:
         talk.say(frame)
         assert await talk.hear() == 1008

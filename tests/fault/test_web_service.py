@@ -69,7 +69,7 @@ async def test_sigterm_hands_over_what_was_published(valkey: Server) -> None:
         with contextlib.suppress(ConnectionClosed):
             while True:
                 await websocket.recv()
-        assert websocket.close_code == 1012
+        assert websocket.protocol.close_code == 1012
         assert await numbers_of(live) == list(range(COUNT))
         assert await numbers_of(kept) == list(range(1, COUNT))
         await ending

@@ -67,15 +67,17 @@ class Said(msgspec.Struct):
     at: float
 
 
-from_page = msgspec.json.Decoder(Say | Typing)
+from_page: msgspec.json.Decoder[Say | Typing] = msgspec.json.Decoder(Say | Typing)
 
-ROOM = ps.Topic(
+ROOM: ps.Topic[Said] = ps.Topic(
     "chat.room",
     encode=msgspec.json.encode,
     decode=msgspec.json.Decoder(Said).decode,
     history=ps.History(size=1000, ttl=None),
 )
-TYPING = ps.Topic("chat.typing", encode=msgspec.json.encode, decode=msgspec.json.Decoder(Typing).decode)
+TYPING: ps.Topic[Typing] = ps.Topic(
+    "chat.typing", encode=msgspec.json.encode, decode=msgspec.json.Decoder(Typing).decode
+)
 
 
 async def page(_: Request) -> FileResponse:
