@@ -42,8 +42,7 @@ PARALLEL = ("-n2", "--dist=worksteal")
     ],
 )
 def tests(session: nox.Session, chosen: str) -> None:
-    """Behaviour, command line and docs: on the oldest and the newest Python with one of the event loops each,
-    on those between without what needs a server for both."""
+    """Behaviour, command line and docs, on every Python: the oldest and the newest have an event loop each."""
     install_tests(session)
     apart = (f"--ignore=tests/{folder}" for folder in ("fault", "chaos", "browser"))
     session.run("pytest", *PARALLEL, *apart, "-k", chosen, *session.posargs)
