@@ -42,7 +42,7 @@ PARALLEL = ("-n2", "--dist=worksteal")
     ],
 )
 def tests(session: nox.Session, chosen: str) -> None:
-    """Behaviour, command line and docs, on every Python: the oldest and the newest have an event loop each."""
+    """Behaviour, command line and docs, on every Python; on the oldest and the newest with a loop each."""
     install_tests(session)
     apart = (f"--ignore=tests/{folder}" for folder in ("fault", "chaos", "browser"))
     session.run("pytest", *PARALLEL, *apart, "-k", chosen, *session.posargs)
