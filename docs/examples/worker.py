@@ -81,7 +81,8 @@ async def work(mails: ps.Subscriber[Mail], at_a_mail: asyncio.Lock) -> None:
 
 async def send(mail: Mail) -> None:
     """Your work, in place of this sleep. If it fails, the process ends, and repeats it when it is back."""
-    await asyncio.sleep(0.01)
+    logger.info("sending to %s", mail.to)
+    await asyncio.sleep(0.02)
     logger.info("sent to %s", mail.to)
 
 
