@@ -143,21 +143,6 @@ def test_links_lead_somewhere() -> None:
             assert (page.parent / link).exists(), f"{page.name}: {link}"
 
 
-@pytest.mark.parametrize("page", ["guarantees.md", "comparison.md"])
-def test_tests_that_pages_name_are_there(page: str) -> None:
-    """What is said to be shown by a test has that test."""
-    file = ""
-    named = re.findall(r"`([\w/]*\.py)?::(test_\w+)`", (ROOT / "docs" / page).read_text())
-    assert len(named) > 5
-    for path, name in named:
-        file = path or file  # `::test_x` is of the file in front of it
-        folder = ROOT if "/" in file else ROOT / "tests/fault"
-        assert re.search(rf"^(async )?def {name}\(", (folder / file).read_text(), re.MULTILINE), (
-            file,
-            name,
-        )
-
-
 def test_language_models_are_told_of_every_page_and_name() -> None:
     """`llms.txt` links to each page of the site, and has each public name."""
     text = LLMS.read_text()
