@@ -28,7 +28,7 @@ from .wire import ClusterOpener, Push, Wire, WireOpener
 
 __all__ = ["Nodes"]
 
-logger = logging.getLogger("aiopubsub.nodes")
+logger: logging.Logger = logging.getLogger("aiopubsub.nodes")
 
 D = TypeVar("D", Outbox, Router)
 

@@ -27,7 +27,7 @@ from .wire import Push, RedisOpener, RedisWire, SentinelSettings, Wire
 
 __all__ = ["PrimaryOpener", "SentinelDeployment", "SentinelSource"]
 
-logger = logging.getLogger("aiopubsub.sentinel")
+logger: logging.Logger = logging.getLogger("aiopubsub.sentinel")
 
 _PORT = "26379"  # https://redis.io/docs/latest/operate/oss_and_stack/management/sentinel/
 _HOST = re.compile(r"(\[[^][]+\]|[^][:]+)(?::([0-9]{1,5}))?")
@@ -55,7 +55,7 @@ class SentinelSource:
 
     def __init__(self, settings: SentinelSettings) -> None:
         self.settings = settings
-        self.target = f"the primary of {settings.service!r}"
+        self.target: str = f"the primary of {settings.service!r}"
 
     @classmethod
     def from_url(cls, url: str, name: str | None) -> SentinelSource:
@@ -99,7 +99,7 @@ class PrimaryOpener:
     def __init__(
         self, source: SentinelSource, leave: Callable[[str], None], *, heartbeat: float, backoff: Backoff
     ) -> None:
-        self.target = source.target
+        self.target: str = source.target
         self._settings = source.settings
         self._leave = leave
         self._sentinels = [

@@ -8,19 +8,21 @@ from pathlib import Path
 PAGE = Path(__file__).parent.parent / "docs/how-to/security.md"
 
 
+def read_file() -> str:
+    """The file of users, as it stands."""
+    return re.findall(r'```text title="users.acl"\n(.*?)```', PAGE.read_text(), re.DOTALL)[0]
+
+
 def read_roles() -> dict[str, list[str]]:
-    """The rules by role."""
-    return _read("| role | rules |")
+    """The rules by role, without those that come first in all of them."""
+    line = re.compile(r"^user (\S+) on >secret resetkeys resetchannels -@all (.+)$", re.MULTILINE)
+    return {role: rules.split() for role, rules in line.findall(read_file())}
 
 
 def all_commands(*, in_cluster: bool) -> set[str]:
     """What a user needs who has every role."""
-    tables = [read_roles(), _read("| role in a cluster | rules |") if in_cluster else {}]
-    return {rule for table in tables for rules in table.values() for rule in rules if rule.startswith("+")}
-
-
-def _read(heading: str) -> dict[str, list[str]]:
-    """A table of the page: the rules, up to what they stand instead of."""
-    table = PAGE.read_text().split(f"{heading}\n|---|---|\n")[1].split("\n\n")[0]
-    rows = re.findall(r"^\| (.+) \| `(.+?)`.* \|$", table, re.MULTILINE)
-    return {role: rules.replace("\\|", "|").split() for role, rules in rows}
+    commands = {rule for rules in read_roles().values() for rule in rules if rule.startswith("+")}
+    if in_cluster:
+        told = PAGE.read_text().split("In a Redis Cluster")[1].split("\n\n")[1]
+        commands |= set(re.findall(r"\+[\w|]+", told))
+    return commands

@@ -16,6 +16,7 @@ import redis.asyncio
 
 import aiopubsub
 import aiopubsub.contrib.otel
+import aiopubsub.contrib.starlette
 import aiopubsub.testing
 from aiopubsub.append import SCRIPT
 from aiopubsub.frame import VERSION, frame, unframe
@@ -156,6 +157,7 @@ def test_the_reference_has_every_public_name() -> None:
     public = [f"aiopubsub.{name}" for name in aiopubsub.__all__]
     public += [f"aiopubsub.testing.{name}" for name in aiopubsub.testing.__all__]
     public += ["pytest_aiopubsub"]
+    public += [f"aiopubsub.contrib.starlette.{name}" for name in aiopubsub.contrib.starlette.__all__]
     public += [f"aiopubsub.contrib.otel.{name}" for name in aiopubsub.contrib.otel.__all__]
     pages = [page.read_text() for page in (ROOT / "docs/reference").glob("*.md")]
     told = [name for page in pages for name in re.findall(r"^::: (\S+)$", page, re.MULTILINE)]

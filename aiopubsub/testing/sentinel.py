@@ -116,7 +116,7 @@ class Sentinels:
         first, *others = [free_port() for _ in range(1 + replicas)]
         secret = ("--requirepass", password) if password else ()
         every = (executable, *_USERS, *secret, *options)
-        self.servers = [
+        self.servers: list[Server] = [
             Server(*every, port=first),
             *(Server(*every, "--replicaof", HOST, str(first), port=port) for port in others),
         ]
@@ -133,7 +133,7 @@ class Sentinels:
         if sentinel_password:
             lines += [f"requirepass {sentinel_password}", f"sentinel sentinel-pass {sentinel_password}"]
         known = {port: f"sentinel known-sentinel {service} {HOST} {port} {_id(port)}" for port in ports}
-        self.sentinels = [
+        self.sentinels: list[SentinelServer] = [
             SentinelServer(
                 executable,
                 f"sentinel myid {_id(port)}",

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import redis
 
 import aiopubsub as ps
 from aiopubsub.testing import Proxy, Server
+from tests.conftest import start
 from tests.fault.conftest import admin
-from tests.roles import read_roles
+from tests.roles import read_file, read_roles
 
 pytestmark = pytest.mark.anyio
 
@@ -127,11 +129,11 @@ async def named_subscriber(scene: Scene) -> None:
 
 PLAYS: dict[str, Callable[[Scene], Awaitable[None]]] = {
     "publisher": publisher,
-    "publisher of a topic with history": publisher_of_history,
+    "history-publisher": publisher_of_history,
     "subscriber": subscriber,
-    "subscriber to a pattern": subscriber_to_pattern,
-    "subscriber to a topic with history": subscriber_to_history,
-    "subscriber with a name": named_subscriber,
+    "pattern-subscriber": subscriber_to_pattern,
+    "history-subscriber": subscriber_to_history,
+    "named-subscriber": named_subscriber,
 }
 ROLES = read_roles()
 
@@ -164,6 +166,16 @@ async def play(server: Server, role: str, rules: list[str]) -> None:
 def test_each_role_is_played() -> None:
     """The table of the docs and the tests have the same roles."""
     assert list(ROLES) == list(PLAYS)
+
+
+def test_servers_take_the_file(tmp_path: Path) -> None:
+    """The file of the docs is one that a server reads as it stands."""
+    file = tmp_path / "users.acl"
+    file.write_text(read_file())
+    server = start("redis7", "--aclfile", str(file))
+    with admin(server) as connection:
+        assert set(PLAYS) <= set(connection.acl_users())
+    server.stop()
 
 
 @pytest.mark.parametrize("role", list(PLAYS))

@@ -12,10 +12,10 @@ try:
     from .application import client_of, lifespan, publisher_of
     from .event_stream import EventStream, EventStreamOptions, text_of
     from .websockets import Event, pump
-except ModuleNotFoundError as error:
-    if (error.name or "").partition(".")[0] not in ("starlette", "sse_starlette"):
+except ModuleNotFoundError as _error:
+    if (_error.name or "").partition(".")[0] not in ("starlette", "sse_starlette"):
         raise
-    raise MissingExtra("aiopubsub.contrib.starlette", "starlette") from error
+    raise MissingExtra("aiopubsub.contrib.starlette", "starlette") from _error
 
 __all__ = [
     "Event",

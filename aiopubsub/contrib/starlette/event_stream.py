@@ -29,7 +29,7 @@ from .last_event_id import id_of, read_id
 
 __all__ = ["EventStream", "EventStreamOptions", "text_of"]
 
-logger = logging.getLogger("aiopubsub.contrib.starlette")
+logger: logging.Logger = logging.getLogger("aiopubsub.contrib.starlette")
 
 T = TypeVar("T")
 

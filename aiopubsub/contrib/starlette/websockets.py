@@ -18,7 +18,7 @@ import aiopubsub as ps
 
 __all__ = ["Event", "pump"]
 
-logger = logging.getLogger("aiopubsub.contrib.starlette")
+logger: logging.Logger = logging.getLogger("aiopubsub.contrib.starlette")
 
 T = TypeVar("T")
 
