@@ -108,6 +108,7 @@ class Deliveries:
         """
         push = self._push
         channels, patterns, shards = self._channels, self._patterns, self._shards
+        usual, routes = (b"smessage", shards) if shards else (b"message", channels)  # looked for first
         magic = MAGIC[0]
         runs, touched = self._runs, self._touched
         running: Route | None = None  # whose messages are in the run
@@ -121,10 +122,12 @@ class Deliveries:
                     return self._in_turn(item, backlog, is_first=running is None)
                 kind = item[0]
                 try:
-                    if kind == b"message":
-                        route, channel, payload = channels[item[1]], None, item[2]
+                    if kind == usual:
+                        route, channel, payload = routes[item[1]], None, item[2]
                     elif kind == b"pmessage":
                         route, channel, payload = patterns[item[1]], item[2], item[3]
+                    elif kind == b"message":
+                        route, channel, payload = channels[item[1]], None, item[2]
                     elif kind == b"smessage":
                         route, channel, payload = shards[item[1]], None, item[2]
                     elif kind == _SHARD_LEFT:

@@ -23,7 +23,11 @@ class Line:
 
     def send(self, *words: str | int) -> None:
         """Send a command, and don't wait."""
-        self._socket.sendall(hiredis.pack_command(tuple(str(word) for word in words)))
+        self.send_raw(hiredis.pack_command(tuple(str(word) for word in words)))
+
+    def send_raw(self, commands: bytes) -> None:
+        """Send commands that are packed already."""
+        self._socket.sendall(commands)
 
     def next(self) -> Any:
         """What comes next; `None` when the server has hung up."""
