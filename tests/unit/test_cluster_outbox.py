@@ -464,6 +464,58 @@ def test_nodes_that_serve_nothing_any_more_are_left() -> None:
     bench(test)
 
 
+def test_a_node_that_has_not_answered_all_is_not_left_yet() -> None:
+    """Though it serves nothing any more: what it was sent may have been done."""
+
+    async def test(it: Bench) -> None:
+        which = next(n for n in range(3) if it.cluster.addresses[n] != it.nodes._any.asked)
+        gone, channel = it.cluster.addresses[which], channel_in(it.cluster, which)
+        old = it.server(which)
+        await it.publish(channel)
+        old.is_slow = True
+        it.cluster.servers[gone].ran.clear()
+        promise = it.publish(channel)
+        await a_while(0.001)
+        it.cluster.addresses[which] = it.cluster.addresses[which - 1]
+        it.cluster.epoch += 1
+        it.nodes.look()
+        await a_while(0.5)
+        assert gone not in it.nodes.slots.primaries
+        assert f"commands {gone}" in it.outbox.links()
+        old.is_slow = False
+        old.run()
+        assert await promise == 0
+        await a_while(HEARTBEAT + 1)
+        assert f"commands {gone}" not in it.outbox.links()
+        it.assert_nothing_is_left()
+
+    bench(test)
+
+
+def test_what_is_held_is_not_overtaken_when_somebody_else_finds_the_slot_first() -> None:
+    """It is known where a slot is before all who wait for it have been told."""
+
+    async def test(it: Bench) -> None:
+        channel = channel_in(it.cluster, 0)
+        it.cluster.move(slot(channel), None)
+        it.nodes.look()
+        await a_while(0.1)
+        first, other = it.publish(channel), it.outbox.open_line(1)
+        there = it.cluster.addresses[1]
+        it.cluster.move(slot(channel), there)
+        it.nodes.slots.move(slot(channel), there, it.loop.time())
+        second = it.publish(channel, line=other)
+        third = it.publish(channel)
+        await a_while(0.001)
+        assert second.done()
+        it.nodes.look()
+        await asyncio.gather(first, third)
+        assert it.published(channel) == [b"1", b"0", b"2"]
+        it.assert_nothing_is_left()
+
+    bench(test)
+
+
 # -- lines -----------------------------------------------------------------------------------------
 
 
