@@ -74,11 +74,9 @@ def browser(session: nox.Session) -> None:
 @nox.session(python=PYTHONS[0])
 def lowest(session: nox.Session) -> None:
     """The tests of behaviour with the lowest versions of what the core depends on."""
-    install_tests(
-        session, *(requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"])
-    )
-    chosen = ("-k", "not uvloop", "tests/unit", "tests/contract", "tests/test_docs.py")
-    session.run("pytest", *PARALLEL, *chosen, *session.posargs)
+    pins = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
+    session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")
+    session.run("pytest", *PARALLEL, "-k", "not uvloop", "tests/unit", "tests/contract", *session.posargs)
 
 
 @nox.session

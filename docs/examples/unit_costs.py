@@ -67,7 +67,9 @@ class Servers:
             cpu_s += cpu["used_cpu_user"] + cpu["used_cpu_sys"]
             if self.are_cluster:
                 info = await node.execute_command("CLUSTER", "INFO")
-                told += sum(int(n) for name, n in info.items() if "messages_publish" in name and "sent" in name)
+                told += sum(
+                    int(n) for name, n in info.items() if "messages_publish" in name and "sent" in name
+                )
         return cpu_s, told
 
     async def cost_of(self, work: Callable[[], Awaitable[object]], messages: int) -> Cost:
@@ -94,7 +96,11 @@ async def measure(title: str, url: str, messages: int, connections: int) -> None
             for n in range(messages):
                 await pub.publish(topics[n % len(topics)], PAYLOAD)
 
-        async def row(what: str, work: Callable[[list[ps.Topic[bytes]]], Awaitable[None]], topics: list[ps.Topic[bytes]]) -> float:
+        async def row(
+            what: str,
+            work: Callable[[list[ps.Topic[bytes]]], Awaitable[None]],
+            topics: list[ps.Topic[bytes]],
+        ) -> float:
             await work(topics)  # connections are opened, scripts are loaded
             cost = await servers.cost_of(lambda: work(topics), messages)
             print(f"{title:14} {what:44} {cost.cpu_us:8.2f} {cost.told:8.2f}", flush=True)
