@@ -46,7 +46,10 @@ class Client:
             are copied (TLS, credentials provider, database), the object itself is not used and not
             closed. URLs by redis-py's rules: `redis://[user:password@]host[:port][/database]`,
             `rediss://…` for TLS, `unix:///path[?db=n]`; of a cluster
-            `redis+cluster://[user:password@]host:port[,host:port…]`, `rediss+cluster://…`.
+            `redis+cluster://[user:password@]host:port[,host:port…]`, `rediss+cluster://…`; behind Sentinel
+            `redis+sentinel://[user:password@]host[:port][,host[:port]…]/service[/database]` with the
+            sentinels' hosts, `rediss+sentinel://…`, and `?sentinel_username=…&sentinel_password=…` where
+            they have their own.
             `memory://[name]` is a server in this process, for tests.
         connect_timeout: Seconds, > 0, that the first connection may take, refused tries included;
             also what a `subscribe` may take. `None` waits for ever.

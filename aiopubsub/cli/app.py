@@ -33,7 +33,7 @@ _EXITS = (
 Url = Annotated[
     str | None,
     typer.Option(
-        help="Where the server is: redis://, rediss://, unix:// or redis+cluster://. "
+        help="Where the server is: redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://. "
         "Default: the environment's AIOPUBSUB_URL, then redis://localhost:6379.",
         show_default=False,
     ),
