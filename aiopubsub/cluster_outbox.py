@@ -291,6 +291,7 @@ class ClusterOutbox:
             return []
         self._closed_by = why = Closed("Client") if error is None else error
         for link in self._links.values():
+            link.dialogue.close(why)
             link.close()
         for line in self._lines:
             line.closed_by = why

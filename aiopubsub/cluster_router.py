@@ -81,7 +81,8 @@ class ClusterRouter:
 
     def remove(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
         ticket.hold()
-        for router, there in self._by_router(topics).items():
+        known = [topic for topic in topics if self._limbo.target_of(topic) in self._homes]
+        for router, there in self._by_router(known).items():
             router.remove(mailbox, there, ticket)
             for topic in there:
                 target = self._limbo.target_of(topic)
@@ -158,6 +159,7 @@ class ClusterRouter:
         """The topology may have changed: let each channel be where its slot is."""
         if self._is_closed:
             return
+        self._forget_refused()
         moves: defaultdict[tuple[Address | None, Address], list[Target]] = defaultdict(list)
         for target, home in self._homes.items():
             there = self._place(target.kind, home.slot, home.address)
@@ -180,6 +182,7 @@ class ClusterRouter:
         why = Closed("Client") if error is None else error
         self._limbo.close(why)
         for link in self._links.values():
+            link.dialogue.close(why)
             link.close()
         for mailbox in self._mailboxes:
             if error is not None:
@@ -211,7 +214,7 @@ class ClusterRouter:
         return slots.owner(slot) or here
 
     def _router(self, address: Address | None) -> Router:
-        if address is None:
+        if address is None or self._is_closed:
             return self._limbo
         link = self._links.get(address)
         if link is None:
@@ -233,6 +236,15 @@ class ClusterRouter:
             self._links[here].kick()
         self._links[there].kick(self._loop.time())
 
+    def _forget_refused(self) -> None:
+        """What a server has refused is nobody's wish any more."""
+        if len(self._homes) > sum(router.wished for router in self._routers()):
+            self._homes = {
+                target: home
+                for target, home in self._homes.items()
+                if self._router(home.address).is_wanted(target)
+            }
+
     def _on_redirect(self, here: Address | None, targets: list[Target], redirect: Redirect) -> None:
         """A node does not serve these, or not now."""
         retry_s = _LEFT_S if redirect.kind == "LEFT" else _RETRY_S
@@ -240,7 +252,6 @@ class ClusterRouter:
         self._loop.call_later(delay, self._try_again, targets)
 
     def _try_again(self, targets: list[Target]) -> None:
-        self.settle()
         for target in targets:
             home = self._homes.get(target)
             link = None if home is None or home.address is None else self._links.get(home.address)

@@ -190,6 +190,11 @@ class Router:
         """Whether anybody wants it."""
         return target.key in self._wishes[target.kind]
 
+    @property
+    def wished(self) -> int:
+        """Channels and patterns that somebody wants."""
+        return sum(map(len, self._wishes.values()))
+
     def target_of(self, topic: Subscribable[object]) -> Target:
         """What the server knows a topic as."""
         return Target.of(topic, in_cluster=self._redirected is not None)
@@ -221,13 +226,14 @@ class Router:
         What is missed until they are subscribed there is a gap, on topics without history.
         """
         self._deliveries.hand_out(math.inf)
-        for target in targets:
-            route = self._wishes[target.kind].pop(target.key, None)
-            if route is None:
-                continue
-            if self._wire_state(target) is not None:
-                self._tear([route], cause, GapReason.MOVED)
-                self._dirty[target] = None  # if there is still a connection, it has to forget them
+        wishes = self._wishes
+        routes = [wishes[target.kind].pop(target.key) for target in targets if self.is_wanted(target)]
+        known = [route for route in routes if route.target in self._wire]
+        self._tear(known, cause, GapReason.MOVED)
+        for route in known:  # if there is still a connection, it has to forget them
+            self._dirty[route.target] = None
+        for route in routes:
+            target = route.target
             for mailbox in route.mailboxes():
                 to._mailboxes[mailbox] = None
                 if mailbox.has_lost(target):
@@ -238,6 +244,8 @@ class Router:
             to._dirty[target] = None
             if tickets := self._tickets.pop(target, None):
                 to._tickets.setdefault(target, []).extend(tickets)
+        if to._closed_by is not None:  # its node refuses us for good: whoever has come is told
+            to.close(to._closed_by)
 
     def ask_again(self, targets: Iterable[Target]) -> None:
         """Ask the server once more for these, if they are wanted and it has not confirmed them; and for
@@ -249,8 +257,8 @@ class Router:
                     self._reads.let_ask(trail)
 
     def let_go(self) -> None:
-        """It will be closed, and those who get messages here get others elsewhere."""
-        self._mailboxes.clear()
+        """It will be closed, and nothing is wanted of it: what its server was to forget is forgotten so."""
+        self._settle(list(self._wire), is_on=False)
 
     def close(self, error: PubSubError) -> None:
         """Nothing more will come: whoever waits is told why, and every mailbox ends."""
@@ -260,7 +268,7 @@ class Router:
             ticket.release()
         self._tickets.clear()
         self._reads.close(error)
-        for mailbox in self._mailboxes:
+        for mailbox in self._mailboxes if self._redirected is None else self._served():
             if not isinstance(error, Closed):
                 mailbox.put(error)
             mailbox.end()
@@ -280,13 +288,10 @@ class Router:
         commands: list[Command] = []
         for (kind, becomes), targets in self._differences().items():
             verb = kind.value[becomes is Wire.LEAVING]
-            for batch in self._batches(targets):
+            for batch in self._batches(kind, targets):
                 burst = _Burst(self._new_token(), becomes, batch)
                 self._wire.update(dict.fromkeys(batch, burst))
-                keys = list(map(_key_of, batch))
-                # channels of several slots in one command are refused: CROSSSLOT
-                groups = _by_slot(keys) if kind is Kind.SHARD else [keys]
-                commands += [(verb, *group) for group in groups]
+                commands.append((verb, *map(_key_of, batch)))
                 commands.append(self._send_fence(burst))
         commands.extend(map(self._send_fence, self._fences))
         self._fences.clear()
@@ -354,6 +359,11 @@ class Router:
 
     # -- inside ------------------------------------------------------------------------------------
 
+    def _served(self) -> set[Mailbox]:
+        """Who wants something of this node of a cluster; it does not speak for the others."""
+        routes = itertools.chain.from_iterable(routes.values() for routes in self._wishes.values())
+        return {mailbox for route in routes for mailbox in route.mailboxes()}
+
     def _on_other(self, item: Any) -> None:
         """What the server said that is no message. All messages before it were handed out."""
         if item.__class__ is self._push:
@@ -414,8 +424,13 @@ class Router:
         is_alone = len(burst.targets) == 1
         burst.targets = ()
         errors = burst.errors
-        if errors and burst.wire is Wire.ASKED and self._redirected is not None:
-            targets, errors = self._on_redirects(targets, errors, self._redirected)
+        if self._redirected is not None and errors and burst.wire is Wire.ASKED:
+            redirect = redirect_of(errors[-1])
+            if redirect is not None:
+                for target in targets:
+                    del self._wire[target]
+                self._redirected(targets, redirect)
+                return
         if not errors and burst.wire is Wire.ASKED:
             burst.wire = Wire.ON
             self._settle(targets, is_on=True)
@@ -430,27 +445,6 @@ class Router:
         else:
             self._alone.update(targets)
             self._dirty.update(dict.fromkeys(targets))
-
-    def _on_redirects(
-        self,
-        targets: list[Target],
-        errors: list[str],
-        redirected: Callable[[list[Target], Redirect], None],
-    ) -> tuple[list[Target], list[str]]:
-        """The server does not serve some of these targets, or not now; the others, and other errors."""
-        others: list[str] = []
-        for error in errors:
-            redirect = redirect_of(error)
-            if redirect is None:
-                others.append(error)
-                continue
-            gone = [t for t in targets if redirect.slot is None or slot_of(t.key) == redirect.slot]
-            for target in gone:
-                del self._wire[target]
-            targets = [target for target in targets if target in self._wire]
-            if gone:
-                redirected(gone, redirect)
-        return targets, others
 
     def _tear(self, routes: Iterable[Route], cause: str, reason: GapReason = GapReason.RECONNECTED) -> None:
         """Messages of these may be missing from here on, until they are confirmed again."""
@@ -542,12 +536,16 @@ class Router:
         burst = self._wire.get(target)
         return None if burst is None else burst.wire
 
-    def _batches(self, targets: list[Target]) -> Iterator[list[Target]]:
+    def _batches(self, kind: Kind, targets: list[Target]) -> Iterator[list[Target]]:
+        """What one command may name: all of it is done, or nothing."""
         together = targets
         if self._alone:
             together = [target for target in targets if target not in self._alone]
-        for start in range(0, len(together), BATCH):
-            yield together[start : start + BATCH]
+        # channels of several slots in one command are refused: CROSSSLOT
+        groups = _by_slot(together) if kind is Kind.SHARD else [together]
+        for group in groups:
+            for start in range(0, len(group), BATCH):
+                yield group[start : start + BATCH]
         for target in targets:
             if target in self._alone:
                 self._alone.discard(target)
@@ -561,9 +559,9 @@ class Router:
         return (b"PING", burst.token)
 
 
-def _by_slot(keys: Iterable[bytes]) -> Iterable[list[bytes]]:
-    """Channels in groups that one command may name."""
-    groups: defaultdict[int, list[bytes]] = defaultdict(list)
-    for key in keys:
-        groups[slot_of(key)].append(key)
+def _by_slot(targets: Iterable[Target]) -> Iterable[list[Target]]:
+    """Channels of a cluster, those of each slot together."""
+    groups: defaultdict[int, list[Target]] = defaultdict(list)
+    for target in targets:
+        groups[slot_of(target.key)].append(target)
     return groups.values()
