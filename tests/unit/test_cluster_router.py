@@ -393,7 +393,7 @@ def test_a_history_that_is_at_the_new_node_already() -> None:
         await a_while(1.0)
         assert not ticket.is_done
         asked = sum(command[0] == b"XRANGE" for command in it.server(0).ran)
-        assert asked <= 1.0 / 0.1 + 1
+        assert asked <= 1.0 / 0.05 + 1
         it.cluster.move(slot(a), it.cluster.addresses[1])
         await a_while(0.5)
         assert ticket.is_done

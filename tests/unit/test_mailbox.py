@@ -140,6 +140,8 @@ class MailboxModel(RuleBasedStateMachine):
         for entry in self.line:
             if isinstance(entry, Put) and entry.dropped_at is not None:
                 found.append(entry)
+            elif isinstance(entry, Hole) and entry.ended is None and not found:
+                continue  # it holds back its own channels alone
             elif self.overflow is Overflow.DROP_NEWEST:
                 break  # here each gap is exactly where it happened
         return found
@@ -347,6 +349,8 @@ class MailboxModel(RuleBasedStateMachine):
         if gap.reason is GapReason.OVERFLOW:
             lost = self.unreported
             assert gap.missed == len(lost) > 0
+            if self.overflow is Overflow.DROP_NEWEST:
+                assert not self.next_up[1] & set(gap.channels), "an open gap of its channels comes first"
             assert gap.channels == tuple(dict.fromkeys(put.message.topic.name for put in lost))
             times = [put.dropped_at for put in lost if put.dropped_at is not None]
             assert when(0) < gap.started <= when(min(times))
