@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import time
 from collections.abc import AsyncIterator, Iterator
 
@@ -15,6 +16,7 @@ from aiopubsub.testing import Proxy, Sentinels, Server
 from tests.conftest import executable
 from tests.fault.books import Feed, Watcher, feeding, jumps, watching
 from tests.fault.conftest import LONG
+from tests.fault.test_cancellation import cancel_everywhere, others, sockets
 from tests.fault.timing import again_if_late, in_time
 
 pytestmark = pytest.mark.anyio
@@ -263,3 +265,30 @@ async def test_no_sentinel_at_all(ready: Sentinels) -> None:
         ready.sentinels[2].start()
         await books.go_on(gaps=1)
     assert books.check(ready, ["the server closed the connection"]) == 0
+
+
+# -- closing -----------------------------------------------------------------------------------------
+
+
+@any_kind
+async def test_opening_and_closing(ready: Sentinels) -> None:
+    """However a client's life is cancelled, its tasks are gone, and its connections, to sentinels too."""
+    tasks, before = others(), sockets()
+
+    async def use(_: int) -> None:
+        async with (
+            ps.Client(ready.url) as client,
+            ps.Subscriber(client, "c"),
+            ps.Publisher(client) as pub,
+        ):
+            await pub.publish("c", b"x")
+
+    async def check(_: bool) -> None:
+        while others() != tasks:  # a close that was cancelled is over after some turns
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(60):
+        await cancel_everywhere(use, check)
+        gc.collect()
+        while sockets() != before:  # transports close their sockets in the next turn
+            await asyncio.sleep(0)
