@@ -388,9 +388,9 @@ class Router:
 
     def _on_shard_left(self, target: Target) -> None:
         """A channel is not subscribed any more: because we said so, or its slot has left the server."""
-        if self._wire_state(target) in (None, Wire.LEAVING):
+        if target not in self._wire:
             return
-        for due in self._due:  # we said so, and have asked for it again since
+        for due in self._due:  # we said so, and have perhaps asked for it again since
             if isinstance(due, _Burst) and due.wire is Wire.LEAVING and target in due.targets:
                 return
         route = self._wishes[target.kind].get(target.key)

@@ -1160,3 +1160,212 @@ class AppendModel(RuleBasedStateMachine):
 
 TestAppendModel = AppendModel.TestCase
 TestAppendModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+# -- a node of a cluster ---------------------------------------------------------------------------
+
+
+class Node:
+    """The outbox of one node, and what it was told that the node has not done."""
+
+    def __init__(self) -> None:
+        self.redirected: list[tuple[Any, Line, str]] = []
+        self.outbox = Outbox(
+            Push, lambda request, line, why: self.redirected.append((request, line, why.kind))
+        )
+        self.outbox.begin()
+
+
+@pytest.mark.parametrize("words", ["MOVED 1 h:1", "ASK 1 h:1", "TRYAGAIN not now", "CLUSTERDOWN down"])
+def test_what_a_node_has_not_done_is_somebody_elses_matter(words: str) -> None:
+    """It is out of the window and of the replies, and nobody is told; other errors are told as ever."""
+    node = Node()
+    line = node.outbox.open_line(2)
+    first, second, third = (publish(node.outbox, line, b"%d" % n) for n in range(3))
+    assert payloads(node.outbox.commands()) == [b"0", b"1"]
+    node.outbox.receive(deque([ErrorReply(words), ErrorReply("NOPERM no")]))
+    [(request, from_line, kind)] = node.redirected
+    assert (request[0], from_line, kind) == (first, line, words.split()[0])
+    assert not first.done()
+    assert isinstance(second.outcome, PublishRefused)
+    assert (line.in_flight, node.outbox.in_flight, node.outbox.waiting) == (0, 0, 1)
+    assert payloads(node.outbox.commands()) == [b"2"]
+    node.outbox.receive(deque([5]))
+    assert third.outcome == 5
+    assert node.outbox.expire(1e9) == math.inf
+    node.outbox.end()
+    assert not first.done()
+
+
+def test_without_a_cluster_a_redirection_is_an_error() -> None:
+    """As any other that the server may answer with."""
+    outbox = live()
+    promise = publish(outbox, outbox.open_line(1))
+    outbox.commands()
+    outbox.receive(deque([ErrorReply("MOVED 1 h:1")]))
+    assert isinstance(promise.outcome, PublishRefused)
+
+
+def append_to(line: Line, *uids: bytes) -> Append:
+    append = Append(Promise(), math.inf, b"c", History(), [Entry(uid, b"{}", uid) for uid in uids])
+    line.add(append)
+    return append
+
+
+def test_appends_that_were_not_done_come_back_in_order() -> None:
+    """All that shared the call, each by itself, and not as sent: nothing can be stored."""
+    node = Node()
+    line = node.outbox.open_line(10)
+    appends = [append_to(line, b"a"), append_to(line, b"b", b"c")]
+    assert [command[0] for command in node.outbox.commands()] == [b"SCRIPT", b"EVALSHA"]
+    node.outbox.receive(deque([SHA, ErrorReply("ASK 1 h:1")]))
+    assert [request for request, _, _ in node.redirected] == appends
+    assert not any(append.promise.done() or append.was_sent for append in appends)
+    assert (line.in_flight, node.outbox.in_flight) == (0, 0)
+
+
+def test_a_line_that_asks_says_so_before_each_command() -> None:
+    """ASKING holds for one command; its answers are nobody's, and no room in the window is taken for them."""
+    node = Node()
+    line = node.outbox.open_line(3)
+    line.is_asking = True
+    first, append = publish(node.outbox, line, b"0"), append_to(line, b"a")
+    second = publish(node.outbox, line, b"1")
+    commands = node.outbox.commands()
+    assert [command[0] for command in commands] == [
+        *(b"ASKING", b"PUBLISH"),
+        *(b"SCRIPT", b"ASKING", b"EVALSHA"),
+        *(b"ASKING", b"PUBLISH"),
+    ]
+    assert line.in_flight == 3
+    node.outbox.receive(deque([b"OK", 1, SHA, b"OK", [b"1-1", 2], b"OK", 3]))
+    assert (first.outcome, append.results, second.outcome) == (1, [(b"1-1", 2)], 3)
+    assert (line.in_flight, node.outbox.in_flight) == (0, 0)
+
+
+def test_asking_that_is_refused() -> None:
+    """Then what follows was asked for in vain: the session ends."""
+    node = Node()
+    line = node.outbox.open_line(3)
+    line.is_asking = True
+    promise = publish(node.outbox, line)
+    node.outbox.commands()
+    with pytest.raises(OutOfStep, match="^ASKING was refused: NOPERM no$"):
+        node.outbox.receive(deque([ErrorReply("NOPERM no"), 1]))
+    node.outbox.end()
+    assert isinstance(promise.outcome, Unconfirmed)
+
+
+def test_a_fence_passes_when_all_before_it_is_answered() -> None:
+    """Not when what waits is; at once when there is nothing to wait for."""
+    node, passed = Node(), list[str]()
+    outbox = node.outbox
+    line = outbox.open_line(1)
+    outbox.fence(lambda: passed.append("idle"))
+    assert passed == ["idle"]
+    publish(outbox, line, b"0")
+    publish(outbox, line, b"1")
+    outbox.fence(lambda: passed.append("only waiting"))
+    assert passed.pop() == "only waiting"
+    outbox.commands()
+    outbox.fence(lambda: passed.append("first"))
+    outbox.fence(lambda: passed.append("second"))
+    assert outbox.commands() == [(b"PING",), (b"PING",)]
+    assert outbox.commands() == []
+    outbox.receive(deque([1]))
+    assert passed == ["idle"]
+    assert payloads(outbox.commands()) == [b"1"]
+    outbox.receive(deque([b"PONG"]))
+    assert passed == ["idle", "first"]
+    outbox.receive(deque([b"PONG", 1]))
+    assert passed == ["idle", "first", "second"]
+    assert outbox.in_flight == 0
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_fence_passes_when_the_connection_is_lost(is_sent: bool) -> None:
+    """After all that will be sent again is in its line again; and once."""
+    node, passed = Node(), list[int]()
+    line = node.outbox.open_line(10)
+    append_to(line, b"a")
+    append_to(line, b"b")
+    node.outbox.commands()
+    node.outbox.fence(lambda: passed.append(len(line.waiting)))
+    if is_sent:
+        node.outbox.commands()
+    node.outbox.end()
+    assert passed == [2]
+    node.outbox.begin()
+    assert [command[0] for command in node.outbox.commands()] == [b"SCRIPT", b"EVALSHA"]
+    node.outbox.end()
+    assert passed == [2]
+
+
+def test_a_fence_in_the_midst_of_answers() -> None:
+    """Who is told of a redirection may ask for one there and then."""
+    passed: list[int] = []
+
+    def on_redirect(request: Any, line: Line, why: Any) -> None:
+        outbox.fence(lambda: passed.append(line.in_flight))
+
+    outbox = Outbox(Push, on_redirect)
+    outbox.begin()
+    line = outbox.open_line(10)
+    for n in range(3):
+        publish(outbox, line, b"%d" % n)
+    outbox.commands()
+    outbox.receive(deque([ErrorReply("MOVED 1 h:1"), 1]))
+    assert passed == []
+    assert outbox.commands() == [(b"PING",)]
+    outbox.receive(deque([1, b"PONG"]))
+    assert passed == [0]
+
+
+def in_parts(*lines: Line) -> Batch:
+    """A batch, each command of it in one of these lines."""
+    batch = Batch(Promise(), math.inf, [(b"PUBLISH", b"c%d" % n, b"%d" % n) for n in range(len(lines))])
+    for line, (command, promise) in zip(lines, batch.parts(), strict=True):
+        line.add((promise, batch.deadline, command, line))
+    return batch
+
+
+def test_a_batch_in_parts_is_done_with_the_last_of_them() -> None:
+    """Answers come in any order, each to its own place; errors among them."""
+    one, two = live(), live()
+    first, second = one.open_line(10), two.open_line(10)
+    batch = in_parts(first, second, first, second)
+    for outbox in (one, two):
+        outbox.commands()
+    two.receive(deque([11, ErrorReply("NOPERM no")]))
+    one.receive(deque([10]))
+    assert not batch.promise.done()
+    one.receive(deque([12]))
+    assert batch.promise.done()
+    assert [str(a) if isinstance(a, PubSubError) else a for a in batch.answers[:3]] == [10, 11, 12]
+    assert list(batch.failures()) == [3]
+    assert isinstance(batch.failures()[3], PublishRefused)
+
+
+def test_parts_of_a_batch_fail_by_themselves() -> None:
+    """One node is lost, one takes nothing: the others' answers count."""
+    one, two, three = live(), live(), live()
+    batch = in_parts(one.open_line(1), two.open_line(1), three.open_line(1))
+    one.commands()
+    two.commands()
+    one.receive(deque([5]))
+    two.end()
+    three.close(Closed("Client"))
+    assert batch.promise.done()
+    assert batch.answers[0] == 5
+    assert {at: type(error) for at, error in batch.failures().items()} == {1: Unconfirmed, 2: Closed}
+
+
+def test_parts_of_a_batch_that_was_given_up() -> None:
+    """What has not left is not sent, and answers to what has are nobody's."""
+    one, two = live(), live()
+    batch = in_parts(one.open_line(1), two.open_line(1))
+    one.commands()
+    batch.promise.cancel()  # type: ignore[attr-defined]
+    assert two.commands() == []
+    one.receive(deque([5]))
+    assert (one.in_flight, two.waiting) == (0, 0)

@@ -19,14 +19,15 @@ from aiopubsub.deliveries import STAGE, TURN, WAKE_COST
 from aiopubsub.dialogue import Command, OutOfStep
 from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.frame import frame
-from aiopubsub.keys import history_key
+from aiopubsub.keys import history_key, slot_of
 from aiopubsub.mailbox import Mailbox, Overflow
 from aiopubsub.memory_streams import MemoryStreams
 from aiopubsub.message import Gap, GapReason, KeptMessage, Message
 from aiopubsub.reads import AUDIT_S, READS
 from aiopubsub.router import BATCH, Router
-from aiopubsub.routes import Ticket
+from aiopubsub.routes import Kind, Target, Ticket
 from aiopubsub.since import Since
+from aiopubsub.slots import Redirect
 from aiopubsub.topic import History, Pattern, Subscribable, Topic
 from aiopubsub.trail import Trail
 
@@ -1357,3 +1358,288 @@ def test_nothing_is_left_over() -> None:
     assert not router._wire
     assert not router._due
     assert not router._deliveries
+
+
+# -- a node of a cluster ---------------------------------------------------------------------------
+
+
+class Shard:
+    """The router of one node, and what it was told that the node does not serve."""
+
+    def __init__(self) -> None:
+        self.redirects: list[tuple[list[str], str]] = []
+        self.router = Router(Push, self.on_redirect)
+        self.router.begin()
+
+    def on_redirect(self, targets: list[Target], redirect: Redirect) -> None:
+        self.redirects.append(([target.key.decode() for target in targets], redirect.kind))
+
+    def sent(self) -> list[Command]:
+        """The next commands, without their fences."""
+        self.tokens: list[bytes] = []
+        commands = self.router.commands()
+        self.tokens = [command[1] for command in commands if command[0] == b"PING"]
+        return [command for command in commands if command[0] != b"PING"]
+
+    def say(self, *items: Any) -> None:
+        backlog = deque(items)
+        while self.router.receive(backlog):
+            pass
+
+    def answer(self, *errors: str | None) -> None:
+        """Confirm what was sent last, or refuse it: one word for each command."""
+        for token, error in itertools.zip_longest(self.tokens, errors):
+            self.say(*([] if error is None else [ErrorReply(error)]), token)
+
+    def subscribed(self, box: Mailbox, *names: str) -> Ticket:
+        self.router.add(box, list(map(Topic, names)), done := ticket())
+        self.sent()
+        self.answer()
+        assert done.is_done
+        return done
+
+
+def target(name: str) -> Target:
+    return Target(Kind.SHARD, name.encode())
+
+
+def left(name: str) -> Push:
+    return Push([b"sunsubscribe", name.encode(), 0])
+
+
+def message(name: str, payload: bytes) -> Push:
+    return Push([b"smessage", name.encode(), payload])
+
+
+def gaps(box: Mailbox) -> list[Any]:
+    """Payloads of messages, and reason and channels of gaps."""
+    return [
+        (item.reason, *item.channels) if isinstance(item, Gap) else getattr(item, "payload", item)
+        for item in iter(box.pop, None)
+    ]
+
+
+def test_channels_of_several_slots_have_commands_and_fences_of_their_own() -> None:
+    """A server would refuse them together; what it says to one tells nothing of the others."""
+    shard, box = Shard(), mailbox()
+    shard.router.add(box, [Topic("{a}1"), Topic("b"), Topic("{a}2"), Topic("c", sharded=False)], ticket())
+    assert shard.router.commands() == [
+        (b"SUBSCRIBE", b"c"),
+        (b"PING", b"1"),
+        (b"SSUBSCRIBE", b"{a}1", b"{a}2"),
+        (b"PING", b"2"),
+        (b"SSUBSCRIBE", b"b"),
+        (b"PING", b"3"),
+    ]
+
+
+def test_a_burst_of_every_kind_of_answer() -> None:
+    """What moved, what nobody serves, and what is forbidden is told; what was confirmed is subscribed."""
+    shard, box, done = Shard(), mailbox(), ticket()
+    names = ["{a}1", "{a}2", "b", "{c}1", "{c}2", "d"]
+    shard.router.add(box, list(map(Topic, names)), done)
+    assert len(shard.sent()) == 4
+    shard.answer(f"MOVED {slot_of(b'a')} h:1", "CLUSTERDOWN Hash slot not served", "NOPERM no")
+    assert shard.redirects == [(["{a}1", "{a}2"], "MOVED"), (["b"], "CLUSTERDOWN")]
+    assert shard.sent() == [(b"SSUBSCRIBE", b"{c}1"), (b"SSUBSCRIBE", b"{c}2")]
+    shard.answer("NOPERM no")
+    assert not done.is_done
+    assert done.refused == {"{c}1": "NOPERM no"}
+    assert shard.sent() == []
+    shard.router.remove(box, [Topic("d"), Topic("{c}2"), Topic("b")], gone := ticket())
+    assert shard.sent() == [(b"SUNSUBSCRIBE", b"d"), (b"SUNSUBSCRIBE", b"{c}2")]
+    shard.answer()
+    assert gone.is_done
+    shard.router.ask_again([target("{a}1"), target("{a}2"), target("b")])
+    assert shard.sent() == [(b"SSUBSCRIBE", b"{a}1", b"{a}2")]
+    shard.answer("TRYAGAIN not now")
+    assert shard.redirects[2:] == [(["{a}1", "{a}2"], "TRYAGAIN")]
+    shard.router.ask_again([target("{a}1"), target("{a}2")])
+    shard.sent()
+    shard.answer()
+    assert done.is_done
+    assert gaps(box) == []
+
+
+def test_a_server_that_says_that_a_slot_has_left() -> None:
+    """Messages may be missing from there on, until the channel is confirmed again."""
+    shard, box = Shard(), mailbox()
+    shard.subscribed(box, "a", "b")
+    shard.say(message("a", b"1"), left("a"), left("a"), left("zz"), message("b", b"2"))
+    assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
+    assert gaps(box) == [b"1", b"2"]
+    shard.answer()
+    shard.say(message("a", b"3"))
+    assert gaps(box) == [(GapReason.MOVED, "a"), b"3"]
+
+
+def test_a_server_that_says_that_we_have_left() -> None:
+    """As we asked: that is neither a gap, nor the end of it; the fence is."""
+    shard, box = Shard(), mailbox()
+    shard.subscribed(box, "a", "b")
+    shard.router.remove(box, [Topic("a")], gone := ticket())
+    assert shard.sent() == [(b"SUNSUBSCRIBE", b"a")]
+    [token] = shard.tokens
+    shard.say(left("a"))
+    assert shard.sent() == []
+    assert not gone.is_done
+    shard.say(token)
+    assert gone.is_done
+    assert gaps(box) == []
+
+
+def test_a_server_that_says_that_we_had_left_when_we_have_come_back() -> None:
+    """What was asked later counts: the channel is not asked for a third time."""
+    shard, box = Shard(), mailbox()
+    shard.subscribed(box, "a")
+    shard.router.remove(box, [Topic("a")], gone := ticket())
+    shard.sent()
+    [first] = shard.tokens
+    shard.router.add(box, [Topic("a")], back := ticket())
+    assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
+    [second] = shard.tokens
+    shard.say(left("a"))
+    assert shard.sent() == []
+    shard.say(first)
+    assert not back.is_done
+    shard.say(Push([b"ssubscribe", b"a", 1]), second)
+    assert back.is_done
+    assert gone.is_done
+    assert gaps(box) == []
+    shard.say(left("a"))  # and this time it is the slot
+    assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
+
+
+def test_a_slot_that_leaves_while_its_channel_is_asked_for() -> None:
+    """It is asked for again; nothing was missed, because nothing had been confirmed."""
+    shard, box, done = Shard(), mailbox(), ticket()
+    shard.router.add(box, [Topic("a")], done)
+    shard.sent()
+    [first] = shard.tokens
+    shard.say(Push([b"ssubscribe", b"a", 1]), left("a"))
+    assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
+    [second] = shard.tokens
+    shard.say(first)
+    assert not done.is_done
+    shard.say(second)
+    assert done.is_done
+    assert gaps(box) == []
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_a_move_is_one_gap(is_told: bool) -> None:
+    """Whether the server has said it before or not; the old connection has to forget, if it knows."""
+    old, new, box, other = Shard(), Shard(), mailbox(), mailbox()
+    names = ["{a}1", "{a}2", "{a}3"]
+    old.subscribed(box, *names, "b")
+    old.router.add(other, [Topic("{a}1"), Topic("{a}4")], waiting := ticket())
+    asked = old.sent()
+    if is_told:
+        first = old.tokens
+        old.say(*map(left, names))
+        assert old.sent() == [(b"SSUBSCRIBE", b"{a}1", b"{a}2", b"{a}3")]
+        for token in first + old.tokens:
+            old.say(ErrorReply(f"MOVED {slot_of(b'a')} h:1"), token)
+        old.router.move([target(name) for name in [*names, "{a}4"]], new.router, "it went")
+        assert old.sent() == []
+    else:
+        old.router.move([target(name) for name in [*names, "{a}4"]], new.router, "it went")
+        assert asked == [(b"SSUBSCRIBE", b"{a}4")]
+        assert old.sent() == [(b"SUNSUBSCRIBE", b"{a}1", b"{a}2", b"{a}3", b"{a}4")]
+    old.say(message("{a}1", b"late"), message("b", b"x"))
+    assert gaps(box) == [b"x"]
+    assert not waiting.is_done
+    assert new.sent() == [(b"SSUBSCRIBE", b"{a}1", b"{a}2", b"{a}3", b"{a}4")]
+    new.answer()
+    assert waiting.is_done
+    new.say(message("{a}3", b"y"))
+    assert gaps(box) == [(GapReason.MOVED, *names), b"y"]
+    assert gaps(other) == [(GapReason.MOVED, "{a}1")]
+
+
+def test_a_gap_goes_along() -> None:
+    """What was lost with a node is found at the one that takes over: it is no second gap."""
+    old, new, box = Shard(), Shard(), mailbox()
+    old.subscribed(box, "{a}1", "b")
+    old.router.end("died")
+    old.router.move([target("{a}1")], new.router, "it went")
+    new.sent()
+    new.answer()
+    assert gaps(box) == []  # the gap is of both channels, and one is still lost
+    old.router.begin()
+    assert old.sent() == [(b"SSUBSCRIBE", b"b")]
+    old.answer()
+    assert gaps(box) == [(GapReason.RECONNECTED, "{a}1", "b")]
+
+
+def test_a_channel_that_goes_to_and_fro() -> None:
+    """Who is told to forget it and to have it again does so, in that order; tickets are done once."""
+    old, new, box, done = Shard(), Shard(), mailbox(), []
+    old.subscribed(box, "a")
+    waiting = Ticket(lambda: done.append(1))
+    old.router.move([target("a")], new.router, "there")
+    new.router.add(mailbox(), [Topic("a")], waiting)
+    assert old.sent() == [(b"SUNSUBSCRIBE", b"a")]
+    new.router.move([target("a")], old.router, "and back")
+    assert new.sent() == []
+    first = old.tokens
+    assert old.sent() == [(b"SSUBSCRIBE", b"a")]
+    old.say(left("a"), *first)
+    assert done == []
+    old.answer()
+    assert done == [1]
+    assert gaps(box) == [(GapReason.MOVED, "a")]
+
+
+def test_what_nobody_wants_does_not_move() -> None:
+    """It may have been taken back since somebody thought so."""
+    old, new, box = Shard(), Shard(), mailbox()
+    old.subscribed(box, "a")
+    old.router.remove(box, [Topic("a")], gone := ticket())
+    old.router.move([target("a"), target("b")], new.router, "it went")
+    assert new.sent() == []
+    assert old.sent() == [(b"SUNSUBSCRIBE", b"a")]
+    old.answer()
+    assert gone.is_done
+
+
+@pytest.mark.parametrize("words", ["TRYAGAIN not now", "CLUSTERDOWN down", "ASK 1 h:1", "MOVED 1 h:1"])
+def test_a_history_that_cannot_be_read_just_now(words: str) -> None:
+    """Nobody is refused; it is asked for again when somebody says so."""
+    shard, box, done = Shard(), mailbox(), ticket()
+    trail = Trail(box, kept("a"), "beginning", lambda: 5.0)
+    shard.router.add(box, [kept("a")], done, {kept("a"): trail})
+    shard.sent()
+    shard.answer()
+    assert [command[0] for command in shard.sent()] == [b"XRANGE", b"XREVRANGE"]
+    shard.say(ErrorReply(words), ErrorReply(words))
+    assert shard.redirects == [(["a"], words.split()[0])]
+    assert shard.sent() == []
+    shard.router.ask_again([target("a")])
+    assert [command[0] for command in shard.sent()] == [b"XRANGE", b"XREVRANGE"]
+    shard.say([], [])
+    assert done.is_done
+    assert not done.refused
+
+
+def test_a_server_alone_refuses_for_good() -> None:
+    """Without a cluster these are errors like any other."""
+    router, done = Router(Push), ticket()
+    router.begin()
+    router.add(mailbox(), [Topic("a")], done)
+    router.commands()
+    router.receive(deque([ErrorReply("MOVED 1 h:1"), b"1"]))
+    assert done.refused == {"a": "MOVED 1 h:1"}
+
+
+def test_to_a_node_that_refuses_us() -> None:
+    """Whoever has come is told, mailboxes and tickets alike."""
+    old, new, box, done = Shard(), Shard(), mailbox(), ticket()
+    old.subscribed(box, "a")
+    old.router.add(mailbox(), [Topic("b")], done)
+    error = ConnectFailed("h:1", "WRONGPASS", permanent=True)
+    new.router.close(error)
+    old.router.move([target("a"), target("b")], new.router, "it went")
+    assert done.error is error
+    assert gaps(box) == [(GapReason.MOVED, "a"), error]
+    assert box.is_drained
