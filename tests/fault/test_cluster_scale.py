@@ -16,6 +16,7 @@ import pytest
 from aiopubsub import Client, Subscriber
 from aiopubsub.keys import slot_of
 from aiopubsub.testing import Cluster, Node, Server
+from docs.examples import unit_costs
 from tests.fault.line import Line, line
 from tests.fault.timing import Queueing, again_if_late, in_time
 
@@ -118,3 +119,16 @@ async def test_a_message_costs_what_it_costs_from_one_server(pair: tuple[Server,
     words = f"{statistics.median(ratios):.3f} times the CPU, the median of {len(ratios)} rounds"
     print(words, f"{min(ratios):.3f} to {max(ratios):.3f}")
     assert statistics.median(ratios) <= BOUND, words
+
+
+async def test_who_is_told_of_a_message(
+    clusters: Callable[[str], Cluster], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As docs/scaling.md says: a sharded one its primary's replica, a cluster-wide one every other node."""
+    cluster = await asyncio.to_thread(clusters, "redis7")
+    await unit_costs.measure("here", cluster.url, messages=300, connections=2)
+    rows = [row.removeprefix("here").strip() for row in capsys.readouterr().out.splitlines()]
+    told = {row.rsplit(None, 2)[0]: float(row.rsplit(None, 1)[1]) for row in rows if "more" not in row}
+    assert told.pop("publish, many in flight, cluster-wide") == 5
+    assert len(told) == 6
+    assert set(told.values()) == {1}
