@@ -6,6 +6,7 @@ here: publishing and subscribing. Roles take a client, or make one of their own 
 
 from __future__ import annotations
 
+import re
 from types import TracebackType
 from typing import Self, TypeAlias
 
@@ -26,6 +27,7 @@ __all__ = ["Client", "Source"]
 Source: TypeAlias = str | aioredis.Redis | aioredis.RedisCluster
 """A URL, or a client of `redis.asyncio` whose settings are copied."""
 
+_IS_SCHEME = re.compile("[A-Za-z][A-Za-z0-9+.-]*").fullmatch  # RFC 3986, section 3.1
 _SCHEMES = (
     *("redis", "rediss", "unix", "redis+cluster", "rediss+cluster"),
     *("redis+sentinel", "rediss+sentinel", "memory"),
@@ -182,7 +184,7 @@ def _choose_opener(source: Source, name: str | None) -> WireOpener | ClusterOpen
             f"source must be a URL, a redis.asyncio.Redis or RedisCluster, not {type(source).__name__}"
         )
     scheme, separator, rest = source.partition("://")
-    if not separator:  # nothing of it is repeated: it may hold a password
+    if not separator or not _IS_SCHEME(scheme):  # nothing of it is repeated: it may hold a password
         raise ValueError("source: not a URL; write for example redis://localhost:6379")
     if scheme not in _SCHEMES:
         known = ", ".join(f"{known}://" for known in _SCHEMES)

@@ -30,8 +30,16 @@ __all__ = [
 ]
 
 
+def without_arguments(words: str) -> str:
+    """What a server says, without what it repeats of an unknown command: a password, a payload."""
+    return words.partition(", with args beginning with")[0]
+
+
 class ErrorReply(Exception):
-    """An error reply of the server, as it came. Never leaves the library as such."""
+    """An error reply of the server. Never leaves the library as such."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__(without_arguments(words))
 
 
 class PubSubError(Exception):

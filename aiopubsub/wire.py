@@ -24,7 +24,7 @@ from redis.asyncio.sentinel import SentinelConnectionPool, SentinelManagedConnec
 from redis.backoff import NoBackoff
 
 from .dialogue import PUBLISH, SPUBLISH, Command
-from .errors import ConnectFailed, ErrorReply
+from .errors import ConnectFailed, ErrorReply, without_arguments
 from .slots import Address
 
 if TYPE_CHECKING:
@@ -190,6 +190,7 @@ class RedisOpener:
             ValueError: The URL cannot be read. The message does not repeat it: it may hold a password.
         """
         try:
+            _check_place(url)
             pool = _redis_py.ConnectionPool.from_url(url)
             return cls(pool.connection_class, pool.connection_kwargs, name, mode)
         except (ValueError, TypeError, redis_errors.RedisError):
@@ -222,7 +223,9 @@ class RedisOpener:
             raise
         except (redis_errors.RedisError, OSError, RuntimeError) as error:
             connection._close()  # RuntimeError: uvloop's, when it is to write to what was just closed
-            raise ConnectFailed(self.target, _reason(error), _is_permanent(error)) from error
+            reason = _reason(error)
+            failed = ConnectFailed(self.target, reason, _is_permanent(error))
+            raise failed from (error if str(error) in reason else None)  # else it holds a password, perhaps
         except BaseException:  # cancelled somewhere between the socket and the handshake's end
             connection._close()
             raise
@@ -481,6 +484,19 @@ def _begin(beginnings: dict[bytes, bytes], verb: bytes, key: bytes) -> bytes:
     return beginning
 
 
+def _check_place(url: str) -> None:
+    """A password with a character that is not encoded must not pass for a host, which errors name.
+
+    Raises:
+        ValueError: What stands in front of the `@` is not where it belongs.
+    """
+    parts = urlsplit(url)
+    astray = parts.path + parts.fragment + parts.query.partition("=")[0]
+    is_wrong = ":" in astray.partition("@")[0] if parts.scheme == "unix" else True
+    if "@" in astray and is_wrong:
+        raise ValueError(url)
+
+
 def _address(text: str) -> Address:
     """Host and port; the port is 6379 if none is given.
 
@@ -515,7 +531,7 @@ def _is_permanent(error: Exception) -> bool:
 
 def _reason(error: BaseException) -> str:
     """What the server or the system said."""
-    text = str(error) or type(error).__name__
+    text = without_arguments(str(error)) or type(error).__name__
     code = getattr(error, "status_code", None)  # redis-py takes the code off the server's words
     if isinstance(code, str) and not text.startswith(code):
         text = f"{code} {text}"

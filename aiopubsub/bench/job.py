@@ -10,7 +10,7 @@ import json
 import statistics
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -43,7 +43,7 @@ class Job:
     """
 
     measure: str
-    url: str
+    url: str = field(repr=False)
     address: Address
     prefix: str
     seconds: float

@@ -16,6 +16,7 @@ from aiopubsub.errors import (
     ConnectFailed,
     CursorFailed,
     EncodeFailed,
+    ErrorReply,
     GapError,
     MissingExtra,
     NotSent,
@@ -178,3 +179,14 @@ def test_the_servers_own_error_is_not_ours() -> None:
 def test_a_missing_extra_is_an_import_error() -> None:
     """Code that guards an import catches a missing extra too."""
     assert issubclass(MissingExtra, ImportError)
+
+
+@pytest.mark.parametrize("quote", ["`", "'"])
+def test_what_a_server_repeats_is_left_out(quote: str) -> None:
+    """An unknown command's arguments, which may be a password or a payload."""
+    words = f"ERR unknown command {quote}HELLO{quote}"
+    assert (
+        str(ErrorReply(f"{words}, with args beginning with: {quote}3{quote} {quote}secret{quote} "))
+        == words
+    )
+    assert str(ErrorReply("NOPERM no")) == "NOPERM no"
