@@ -17,7 +17,7 @@ import secrets
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import redis.asyncio as aioredis
 
@@ -48,7 +48,9 @@ class Servers:
         first = "redis://" + url.partition("://")[2].partition(",")[0]
         async with aioredis.RedisCluster.from_url(first) as whole, contextlib.AsyncExitStack() as stack:
             nodes = {
-                node.name: await stack.enter_async_context(aioredis.Redis(host=node.host, port=node.port))
+                node.name: await stack.enter_async_context(
+                    aioredis.Redis(host=node.host, port=int(node.port))
+                )
                 for node in whole.get_nodes()
             }
             yield cls(nodes, whole)
@@ -60,7 +62,8 @@ class Servers:
             cpu = await node.info("cpu")
             cpu_s += cpu["used_cpu_user"] + cpu["used_cpu_sys"]
             if self.whole is not None:
-                lines = (await node.execute_command("CLUSTER", "INFO")).decode().splitlines()
+                told_of: Any = await node.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
+                lines = told_of.decode().splitlines()
                 counts = (
                     line.split(":") for line in lines if "_messages_publish" in line and "_sent" in line
                 )
@@ -86,8 +89,8 @@ class Servers:
             homes["" if home is None else home.name].append(name)
         subscribe = "SUBSCRIBE" if self.whole is None else "SSUBSCRIBE"
         async with contextlib.AsyncExitStack() as stack:
-            for home, channels in [*homes.items()] * count:
-                settings = self.nodes[home].connection_pool.connection_kwargs
+            for place, channels in [*homes.items()] * count:
+                settings = self.nodes[place].connection_pool.connection_kwargs
                 _, writer = await asyncio.open_connection(settings["host"], settings["port"], limit=2**16)
                 stack.callback(writer.close)
                 writer.transport.set_protocol(_Drain())

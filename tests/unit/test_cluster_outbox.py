@@ -1,4 +1,4 @@
-"""The outboxes of a cluster as one, in virtual time: each slot's requests go where it is, in their order."""
+"""The outboxes of a cluster as one, in virtual time: each slot's requests go to it, in their order."""
 
 from __future__ import annotations
 
@@ -385,7 +385,7 @@ def test_nobody_serves_a_slot() -> None:
         late = it.publish(channel)
         it.cluster.move(slot(channel), it.cluster.addresses[2])
         assert await late == 0
-        assert it.commands(2) == [late_payload for late_payload in it.published(channel)]
+        assert it.commands(2) == list(it.published(channel))
         assert len(it.published(channel)) == 1
         it.assert_nothing_is_left()
 
@@ -394,7 +394,7 @@ def test_nobody_serves_a_slot() -> None:
 
 @pytest.mark.parametrize("is_dead", [False, True])
 def test_a_deadline_goes_with_the_request(is_dead: bool) -> None:
-    """The node that a slot has gone to does not answer, or cannot be reached: the caller is told in time."""
+    """The slot's new node does not answer, or cannot be reached: the caller is told in time."""
 
     async def test(it: Bench) -> None:
         channel = channel_in(it.cluster, 0)
@@ -808,7 +808,7 @@ class Books(Bench):
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEPS, max_size=40), st.sampled_from([1, 2, 100]))
 def test_whatever_happens(steps: list[tuple[str, Any, Any]], width: int) -> None:
-    """Each slot's requests are done in their order, at most once, and who waits is told what became of it."""
+    """Each slot's requests are done in order, at most once, and who waits is told what became of it."""
 
     async def main() -> None:
         books = Books(FakeCluster(), width)

@@ -1,4 +1,4 @@
-"""The routers of a cluster as one, in virtual time: each channel is where its slot is, and nobody is forgotten."""
+"""The routers of a cluster as one, in virtual time: each channel is at its slot, nobody is forgotten."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_what_is_subscribed_before_the_topology_is_known_waits() -> None:
 
 
 def test_patterns_and_topics_that_are_not_sharded_are_anywhere() -> None:
-    """Every node has what is published by the cluster-wide kind; they stay while their node serves anything."""
+    """Every node has what is published cluster-wide; they stay while their node serves anything."""
 
     async def test(it: Bench) -> None:
         a = channel_in(it.cluster, 0)
@@ -768,7 +768,7 @@ STEPS = st.one_of(
 @settings(max_examples=60, deadline=None)
 @given(st.lists(STEPS, max_size=50))
 def test_whatever_happens(steps: list[tuple[str, Any, Any]]) -> None:
-    """Servers have what is wished; what was published to a subscriber is there, or a gap says that it is not."""
+    """Servers have what is wished; what was published is there, or a gap says that it is not."""
 
     async def main() -> None:
         books = Books(FakeCluster())

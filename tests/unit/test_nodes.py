@@ -137,7 +137,7 @@ def test_a_node_that_says_that_the_cluster_is_down_is_left_for_another() -> None
 
 
 def test_it_is_not_ready_before_the_cluster_works() -> None:
-    """Whoever waits is told which slots nobody serves; when they are served, it is ready within a second."""
+    """Whoever waits is told which slots nobody serves; when they are, it is ready within a second."""
     cluster = FakeCluster()
     cluster.needs_all = True
     for slot in (5, 6, 7, 100):

@@ -1185,7 +1185,7 @@ def test_what_a_node_has_not_done_is_somebody_elses_matter(words: str) -> None:
     assert payloads(node.outbox.commands()) == [b"0", b"1"]
     node.outbox.receive(deque([ErrorReply(words), ErrorReply("NOPERM no")]))
     [(request, from_line, kind)] = node.redirected
-    assert (request[0], from_line, kind) == (first, line, words.split()[0])
+    assert (request[0], from_line, kind) == (first, line, words.split(maxsplit=1)[0])
     assert not first.done()
     assert isinstance(second.outcome, PublishRefused)
     assert (line.in_flight, node.outbox.in_flight, node.outbox.waiting) == (0, 0, 1)
@@ -1225,7 +1225,7 @@ def test_appends_that_were_not_done_come_back_in_order() -> None:
 
 
 def test_a_line_that_asks_says_so_before_each_command() -> None:
-    """ASKING holds for one command; its answers are nobody's, and no room in the window is taken for them."""
+    """ASKING holds for one command; its answers are nobody's, and take no room in the window."""
     node = Node()
     line = node.outbox.open_line(3)
     line.is_asking = True
@@ -1250,7 +1250,7 @@ def test_asking_that_is_refused() -> None:
     line.is_asking = True
     promise = publish(node.outbox, line)
     node.outbox.commands()
-    with pytest.raises(OutOfStep, match="^ASKING was refused: NOPERM no$"):
+    with pytest.raises(OutOfStep, match=r"^ASKING was refused: NOPERM no$"):
         node.outbox.receive(deque([ErrorReply("NOPERM no"), 1]))
     node.outbox.end()
     assert isinstance(promise.outcome, Unconfirmed)

@@ -1613,7 +1613,7 @@ def test_a_history_that_cannot_be_read_just_now(words: str) -> None:
     shard.answer()
     assert [command[0] for command in shard.sent()] == [b"XRANGE", b"XREVRANGE"]
     shard.say(ErrorReply(words), ErrorReply(words))
-    assert shard.redirects == [(["a"], words.split()[0])]
+    assert shard.redirects == [(["a"], words.split(maxsplit=1)[0])]
     assert shard.sent() == []
     shard.router.ask_again([target("a")])
     assert [command[0] for command in shard.sent()] == [b"XRANGE", b"XREVRANGE"]

@@ -185,7 +185,7 @@ NODE = [b"h", 1, b"id"]
 )
 def test_replies_that_are_none(slots: Any, info: Any) -> None:
     """Said in one way, whatever was wrong with them, and without using memory for it."""
-    with pytest.raises(ValueError, match="^no answer to CLUSTER SLOTS and INFO: "):
+    with pytest.raises(ValueError, match=r"^no answer to CLUSTER SLOTS and INFO: "):
         View.of(slots, info, A)
 
 
