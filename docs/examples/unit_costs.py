@@ -16,12 +16,14 @@ import contextlib
 import secrets
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import redis.asyncio as aioredis
 
 import aiopubsub as ps
+
+_redis: Any = aioredis  # its own types have holes
 from aiopubsub.testing import Cluster, Server, find_redis
 
 CHANNELS = 600  # over all slots
@@ -33,23 +35,23 @@ Topics: TypeAlias = list[ps.Topic[bytes]]
 class Servers:
     """All servers of a deployment, asked from outside."""
 
-    def __init__(self, nodes: dict[str, aioredis.Redis], whole: aioredis.RedisCluster | None) -> None:
+    def __init__(self, nodes: dict[str, Any], whole: Any) -> None:
         self.nodes = nodes
         self.whole = whole
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def at(cls, url: str) -> AsyncIterator[Servers]:
+    async def at(cls, url: str) -> AsyncGenerator[Servers]:
         """Those that belong to this URL."""
         if "+cluster" not in url:
-            async with aioredis.Redis.from_url(url) as server:
+            async with _redis.Redis.from_url(url) as server:
                 yield cls({"": server}, None)
             return
         first = "redis://" + url.partition("://")[2].partition(",")[0]
-        async with aioredis.RedisCluster.from_url(first) as whole, contextlib.AsyncExitStack() as stack:
+        async with _redis.RedisCluster.from_url(first) as whole, contextlib.AsyncExitStack() as stack:
             nodes = {
                 node.name: await stack.enter_async_context(
-                    aioredis.Redis(host=node.host, port=int(node.port))
+                    _redis.Redis(host=node.host, port=int(node.port))
                 )
                 for node in whole.get_nodes()
             }
@@ -59,11 +61,11 @@ class Servers:
         """Seconds of CPU of all servers, and how often a node has told another of a message, so far."""
         cpu_s, told = 0.0, 0
         for node in self.nodes.values():
-            cpu = await node.info("cpu")
+            cpu: Any = await node.info("cpu")
             cpu_s += cpu["used_cpu_user"] + cpu["used_cpu_sys"]
             if self.whole is not None:
-                told_of: Any = await node.execute_command("CLUSTER", "INFO")  # type: ignore[no-untyped-call]
-                lines = told_of.decode().splitlines()
+                told_of: Any = await node.execute_command("CLUSTER", "INFO")
+                lines: list[str] = told_of.decode().splitlines()
                 counts = (
                     line.split(":") for line in lines if "_messages_publish" in line and "_sent" in line
                 )
@@ -81,7 +83,7 @@ class Servers:
         return 1e6 * cpu_s / count, (after[1] - before[1]) / count
 
     @contextlib.asynccontextmanager
-    async def listening(self, names: list[str], count: int) -> AsyncIterator[None]:
+    async def listening(self, names: list[str], count: int) -> AsyncGenerator[None]:
         """So many subscribers with all channels, which read and do nothing else."""
         homes: defaultdict[str, list[str]] = defaultdict(list)
         for name in names:

@@ -1466,6 +1466,9 @@ def test_a_server_that_says_that_a_slot_has_left() -> None:
     shard, box = Shard(), mailbox()
     shard.subscribed(box, "a", "b")
     shard.say(message("a", b"1"), left("a"), left("a"), left("zz"), message("b", b"2"))
+    assert shard.redirects == [(["a"], "LEFT")]
+    assert shard.sent() == []
+    shard.router.ask_again([target("a")])
     assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
     assert gaps(box) == [b"1", b"2"]
     shard.answer()
@@ -1506,8 +1509,9 @@ def test_a_server_that_says_that_we_had_left_when_we_have_come_back() -> None:
     assert back.is_done
     assert gone.is_done
     assert gaps(box) == []
+    assert shard.redirects == []
     shard.say(left("a"))  # and this time it is the slot
-    assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
+    assert shard.redirects == [(["a"], "LEFT")]
 
 
 def test_a_slot_that_leaves_while_its_channel_is_asked_for() -> None:
@@ -1517,6 +1521,7 @@ def test_a_slot_that_leaves_while_its_channel_is_asked_for() -> None:
     shard.sent()
     [first] = shard.tokens
     shard.say(Push([b"ssubscribe", b"a", 1]), left("a"))
+    shard.router.ask_again([target("a")])
     assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
     [second] = shard.tokens
     shard.say(first)
@@ -1537,6 +1542,7 @@ def test_a_move_is_one_gap(is_told: bool) -> None:
     if is_told:
         first = old.tokens
         old.say(*map(left, names))
+        old.router.ask_again(map(target, names))
         assert old.sent() == [(b"SSUBSCRIBE", b"{a}1", b"{a}2", b"{a}3")]
         for token in first + old.tokens:
             old.say(ErrorReply(f"MOVED {slot_of(b'a')} h:1"), token)
