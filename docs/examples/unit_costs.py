@@ -22,9 +22,9 @@ from typing import Any, TypeAlias
 import redis.asyncio as aioredis
 
 import aiopubsub as ps
+from aiopubsub.testing import Cluster, Server, find_redis
 
 _redis: Any = aioredis  # its own types have holes
-from aiopubsub.testing import Cluster, Server, find_redis
 
 CHANNELS = 600  # over all slots
 PAYLOAD = b"x" * 128
