@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tests.conftest import FINDERS, executable, start
 pytestmark = pytest.mark.anyio
 
 SERVERS, SENTINELS = "hunter2", "s3ntinel"
+WRONG = "(WRONGPASS )?invalid username-password pair"  # redis-py 6 takes the code off
 MAY_ASK = ("+sentinel|master", "+sentinel|get-master-addr-by-name")
 MAY_LISTEN = ("+subscribe", "&+switch-master", "&+failover-state-reconf-slaves")
 
@@ -96,8 +98,8 @@ async def test_a_client_of_redis_py_is_a_source(guarded: Sentinels) -> None:
     error = await refused(lonely.master_for(guarded.service, password=SERVERS), connect_timeout=0.3)
     assert "it knows of 1 other sentinels only, and 2 are wanted" in str(error)
     await mine.aclose()
-    await manager.aclose()
-    await lonely.aclose()
+    for each in [*manager.sentinels, *lonely.sentinels]:
+        await each.aclose()
 
 
 async def test_tls(tmp_path: Path) -> None:
@@ -124,7 +126,7 @@ async def test_tls(tmp_path: Path) -> None:
         sentinel.start()
         source = f"rediss+sentinel://127.0.0.1:{sentinel_port}/s"
         await meets(f"{source}?ssl_ca_certs={tmp_path}/ca.pem", server.url)
-        error = await refused(source, connect_timeout=0.5)
+        error = await refused(source, connect_timeout=1.0)
         assert "certificate verify failed" in str(error)
     finally:
         sentinel.stop()
@@ -175,17 +177,19 @@ async def test_a_wrong_password_of_the_sentinels(guarded: Sentinels) -> None:
     """Which of the two passwords is wrong can be seen from the address; none is as bad as a wrong one."""
     error = await refused(url(guarded, of_sentinels="wr0ng"))
     assert error.permanent
-    assert f"127.0.0.1:{guarded.sentinels[1].port}: WRONGPASS" in str(error)
+    assert re.search(rf"127\.0\.0\.1:{guarded.sentinels[1].port}: {WRONG}", str(error))
     error = await refused(url(guarded, of_sentinels=""))
     assert error.permanent
-    assert f"127.0.0.1:{guarded.sentinels[0].port}: NOAUTH" in str(error)
+    assert re.search(
+        rf"127\.0\.0\.1:{guarded.sentinels[0].port}: (NOAUTH )?HELLO must be called", str(error)
+    )
 
 
 async def test_a_wrong_password_of_the_servers(guarded: Sentinels) -> None:
     """The same, with the primary's address."""
     error = await refused(url(guarded, of_servers="wr0ng"))
     assert error.permanent
-    assert f"the sentinels say it is 127.0.0.1:{guarded.primary.port}: WRONGPASS" in str(error)
+    assert re.search(rf"the sentinels say it is 127\.0\.0\.1:{guarded.primary.port}: {WRONG}", str(error))
 
 
 async def test_no_sentinel_is_there(guarded: Sentinels) -> None:

@@ -273,6 +273,7 @@ async def test_no_sentinel_at_all(ready: Sentinels) -> None:
 @any_kind
 async def test_opening_and_closing(ready: Sentinels) -> None:
     """However a client's life is cancelled, its tasks are gone, and its connections, to sentinels too."""
+    gc.collect()
     tasks, before = others(), sockets()
 
     async def use(_: int) -> None:
@@ -290,5 +291,5 @@ async def test_opening_and_closing(ready: Sentinels) -> None:
     async with asyncio.timeout(60):
         await cancel_everywhere(use, check)
         gc.collect()
-        while sockets() != before:  # transports close their sockets in the next turn
+        while sockets() > before:  # transports close their sockets in the next turn
             await asyncio.sleep(0)

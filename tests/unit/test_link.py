@@ -251,6 +251,26 @@ def test_hurrying_begins_the_row_of_waits_anew() -> None:
     run(main())
 
 
+@pytest.mark.usefixtures("no_jitter")
+def test_hurrying_is_over_when_it_is_live() -> None:
+    """A connection that came of it and is lost at once waits as long as it would have."""
+
+    async def main() -> None:
+        async def hurry() -> None:
+            link.hurry()
+
+        opener = FakeOpener(REFUSED, REFUSED, REFUSED, hurry)
+        link = make(opener)
+        await link.ready(None)
+        opener.wires[0].lose()
+        await link_is(link, State.WAITING)
+        await link.ready(None)
+        assert opener.opened_at == [0, 1, 3, 7, 15]
+        await link.aclose()
+
+    run(main())
+
+
 async def link_is(link: Link[FakeDialogue], state: State) -> None:
     while link.state is not state:
         await link._change()

@@ -495,17 +495,20 @@ def test_a_try_that_fails_while_it_is_broken_off() -> None:
     """What becomes of it is of no interest: the new primary is connected to."""
 
     async def refuse() -> None:
-        it.sentinels[0].switch("b")
-        await turns()
-        raise DOWN
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            cast("asyncio.Task[Any]", asyncio.current_task()).uncancel()
+            raise DOWN from None
 
     async def main() -> None:
-        nonlocal it
         async with world() as it:
             it.servers.how["a"] = refuse
-            assert (await it.open()).host == "b"
+            opening = asyncio.create_task(it.open())
+            await asyncio.sleep(1)
+            it.sentinels[0].switch("b")
+            assert (await opening).host == "b"
 
-    it: World
     run(main())
 
 
