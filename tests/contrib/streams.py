@@ -12,18 +12,20 @@ from starlette.websockets import WebSocket
 import aiopubsub as ps
 from aiopubsub.contrib.starlette import Event, EventStream, client_of, lifespan, pump
 
+DRAIN_S = float(os.environ.get("DRAIN_S", "20"))
+
 LIVE = ps.Topic.text("live")
 KEPT = ps.Topic.text("kept", history=ps.History(size=10_000))
 
 
 async def live(request: Request) -> EventStream:
     return EventStream(
-        request, client_of(request), LIVE, buffer=10_000, buffer_bytes=2**26, drain_timeout=1
+        request, client_of(request), LIVE, buffer=10_000, buffer_bytes=2**26, drain_timeout=DRAIN_S
     )
 
 
 async def kept(request: Request) -> EventStream:
-    return EventStream(request, client_of(request), KEPT, drain_timeout=1)
+    return EventStream(request, client_of(request), KEPT, drain_timeout=DRAIN_S)
 
 
 async def talk(websocket: WebSocket) -> None:
