@@ -110,11 +110,13 @@ class SlotMap:
     Attributes:
         epoch: Of the last view that was taken; -1 before the first.
         primaries: Every node that serves a slot, and those that were said to since that view.
+        changes: How often an owner has changed.
     """
 
     def __init__(self) -> None:
         self.epoch: int = -1
         self.primaries: frozenset[Address] = frozenset()
+        self.changes = 0
         self._owners: list[Address | None] = [None] * SLOTS
         self._taken_at = -math.inf
         self._told: dict[int, _News] = {}  # by MOVED, since that view
@@ -129,18 +131,21 @@ class SlotMap:
         if view.epoch < self.epoch and now - self._taken_at < PATIENCE_S:
             return False
         is_of_same = view.epoch == self.epoch
-        self._told = {
+        told = {
             slot: news
             for slot, news in self._told.items()
             if is_of_same and view.owners[slot] != news.node and now - news.at < PATIENCE_S
         }
+        self.changes += (told, view.owners) != (self._told, self._owners)
+        self._told = told
         self.epoch, self._owners, self._taken_at = view.epoch, view.owners, now
-        told = {news.node for news in self._told.values()}
-        self.primaries = frozenset(node for node in told.union(view.owners) if node)
+        nodes = {news.node for news in told.values()}
+        self.primaries = frozenset(node for node in nodes.union(view.owners) if node)
         return True
 
     def move(self, slot: int, to: Address, now: float) -> None:
         """A node has said that it does not serve a slot any more, and who does."""
+        self.changes += self.owner(slot) != to
         self._told[slot] = _News(to, now)
         self.primaries |= {to}
 

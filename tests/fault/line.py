@@ -29,6 +29,10 @@ class Line:
         """Send commands that are packed already."""
         self._socket.sendall(commands)
 
+    def send_bytes(self, *words: bytes) -> None:
+        """The same, of words that need not be text."""
+        self._socket.sendall(hiredis.pack_command(words))
+
     def next(self) -> Any:
         """What comes next; `None` when the server has hung up."""
         while (said := self._reader.gets()) is False:

@@ -102,20 +102,22 @@ class FakeServer:
         is_asking, wire.is_asking = wire.is_asking, verb == b"ASKING"
         if self.says.get(verb):
             return [self.says[verb].pop(0)]
-        if verb == b"PING":
-            return [args[0] if args else b"PONG"]
-        if verb == b"ASKING":
-            return [b"OK"]
-        if verb == b"SCRIPT":
-            return [next(SHAS[kind] for kind, load in LOADS.items() if load == command)]
-        if verb == b"CLUSTER":
-            return [self.slots() if args[0] == b"SLOTS" else self.info()]
-        if verb.endswith(b"SUBSCRIBE"):
-            return self.subscribe(wire, verb, args)
-        key = args[2] if verb == b"EVALSHA" else args[0]
-        if verb != PUBLISH and (redirect := self.redirect(verb, key, is_asking)) is not None:
-            return [redirect]
-        return [self.execute(verb, args)]
+        match verb:
+            case b"PING":
+                said: Any = args[0] if args else b"PONG"
+            case b"ASKING":
+                said = b"OK"
+            case b"SCRIPT":
+                said = next(SHAS[kind] for kind, load in LOADS.items() if load == command)
+            case b"CLUSTER":
+                said = self.slots() if args[0] == b"SLOTS" else self.info()
+            case _ if verb.endswith(b"SUBSCRIBE"):
+                return self.subscribe(wire, verb, args)
+            case _:
+                key = args[2] if verb == b"EVALSHA" else args[0]
+                said = None if verb == PUBLISH else self.redirect(verb, key, is_asking)
+                said = said or self.execute(verb, args)
+        return [said]
 
     def redirect(self, verb: bytes, key: bytes, is_asking: bool) -> ErrorReply | None:
         """As `getNodeByQuery` of Redis has it: https://redis.io/docs/latest/operate/oss_and_stack/reference/cluster-spec/"""

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiopubsub.append import SHAS
-from aiopubsub.cluster_router import ClusterRouter
+from aiopubsub.cluster_router import _RETRY_S, ClusterRouter
 from aiopubsub.dialogue import PUBLISH, SPUBLISH
 from aiopubsub.errors import Closed, ConnectFailed, ErrorReply, SubscribeRefused
 from aiopubsub.keys import history_key, slot_of
@@ -393,7 +393,7 @@ def test_a_history_that_is_at_the_new_node_already() -> None:
         await a_while(1.0)
         assert not ticket.is_done
         asked = sum(command[0] == b"XRANGE" for command in it.server(0).ran)
-        assert asked <= 1.0 / 0.05 + 1
+        assert asked <= 1.0 / _RETRY_S + 1
         it.cluster.move(slot(a), it.cluster.addresses[1])
         await a_while(0.5)
         assert ticket.is_done

@@ -278,6 +278,27 @@ def test_a_cluster_that_was_set_up_anew_is_believed_in_the_end() -> None:
     assert not known.take(view(2), PATIENCE_S + 1)
 
 
+def test_changes_are_counted() -> None:
+    """Views and news that say what is known already are none."""
+    known = SlotMap()
+    known.take(view(5), 0.0)
+    before = known.changes
+    known.take(view(5), 1.0)
+    known.take(view(6), 1.0)
+    known.take(view(5, s5=B), 1.0)
+    known.move(5, A, 1.0)
+    assert known.changes == before
+    known.move(5, B, 1.0)
+    assert known.changes == before + 1
+    known.move(5, B, 2.0)
+    assert known.changes == before + 1
+    known.take(view(7), 2.0)
+    assert known.changes == before + 2
+    known.move(5, B, 2.0)
+    known.take(view(7), 2.0 + PATIENCE_S)
+    assert known.changes == before + 4
+
+
 OWNERS = st.sampled_from([A, B, C])
 FEW = st.integers(0, 3)
 STEPS = st.one_of(
