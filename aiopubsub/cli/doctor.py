@@ -13,6 +13,7 @@ from aiopubsub.client import Client, begin
 from aiopubsub.deployment import SingleServer
 from aiopubsub.errors import PubSubError
 from aiopubsub.keys import slot_of
+from aiopubsub.sentinel import SentinelSource
 from aiopubsub.topic import Topic
 from aiopubsub.wire import ClusterOpener, WireOpener
 
@@ -21,6 +22,7 @@ from .doctor_facts import Deployment, survey, survey_cluster
 from .doctor_findings import Finding, Level, judge
 from .doctor_line import Line
 from .doctor_probe import channels_of, probe
+from .doctor_sentinels import judge_sentinels, survey_sentinels
 from .doctor_view import show
 from .runner import BadInput, Failed, Place, bad_input
 from .streams import visible
@@ -77,10 +79,16 @@ async def _examine(
     opener = client._opener
     if isinstance(opener, ClusterOpener):
         found = await survey_cluster(opener, timeout)
-    else:
+        findings: list[Finding] = []
+    elif isinstance(opener, SentinelSource):
+        sentinels = await survey_sentinels(opener.settings, timeout)
+        findings = [*judge_sentinels(sentinels)]
         opener = _opener_of(client)
+        found = await survey(opener, "a primary behind Sentinel", timeout)
+    else:
+        findings = []
         found = await survey(opener, "a single server", timeout)
-    findings = list(judge(found, needs_history=None if needs is None else HISTORY in needs))
+    findings += list(judge(found, needs_history=None if needs is None else HISTORY in needs))
     channels = channels_of(found, _PREFIX + secrets.token_hex(6))
     if channels:
         channel = options.channel or next(iter(channels))
@@ -107,7 +115,7 @@ async def _probe(
 
 
 def _opener_of(client: Client) -> WireOpener:
-    """To the one server that a client talks to, however it finds it."""
+    """To the primary that a client finds through sentinels."""
     deployment = begin(client)
     if not isinstance(deployment, SingleServer):
         raise Failed("the doctor does not know this kind of deployment")

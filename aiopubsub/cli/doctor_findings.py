@@ -14,7 +14,7 @@ from aiopubsub.slots import SLOTS, ranges_of
 
 from .doctor_facts import Deployment, Facts
 
-__all__ = ["Finding", "Level", "judge"]
+__all__ = ["Finding", "Level", "judge", "list_some"]
 
 _MIB = 1024 * 1024
 _PAGE_BYTES = _MIB  # of a history, about, which a listener reads at a time
@@ -178,7 +178,7 @@ def _replicas(found: Deployment) -> Iterator[Finding]:
     yield Finding(
         Level.WARNING,
         "replicas",
-        f"none for {_some(alone)}: if it dies, its channels are silent until it is back{stops}",
+        f"none for {list_some(alone)}: if it dies, its channels are silent until it is back{stops}",
         "add replicas"
         + (
             "; CONFIG SET cluster-require-full-coverage no keeps the other primaries going" if stops else ""
@@ -279,7 +279,7 @@ def _persistence(found: Deployment) -> Iterator[Finding]:
 def _untold(found: Deployment, setting: str, subject: str) -> Iterator[Finding]:
     silent = [server.name for server in found.servers if setting not in server.settings]
     if silent:
-        where = "" if len(silent) == len(found.servers) else f" of {_some(silent)}"
+        where = "" if len(silent) == len(found.servers) else f" of {list_some(silent)}"
         says = f"CONFIG GET {setting}{where} is not allowed to this user: not checked"
         yield Finding(Level.UNKNOWN, subject, says)
 
@@ -291,7 +291,7 @@ def _values(servers: list[Facts], setting: str) -> Iterator[tuple[str, str]]:
         if setting in server.settings:
             by_value.setdefault(server.settings[setting], []).append(server.name)
     for value, names in by_value.items():
-        yield value, "" if len(by_value) == 1 else f"{_some(names)}: "
+        yield value, "" if len(by_value) == 1 else f"{list_some(names)}: "
 
 
 def _pubsub_limit(text: str) -> tuple[int, int, int]:
@@ -319,5 +319,6 @@ def _count(count: int, what: str) -> str:
     return f"{count or 'no'} {what}{'' if count == 1 else 's'}"
 
 
-def _some(names: list[str]) -> str:
+def list_some(names: list[str]) -> str:
+    """The first three, and how many there are beside them."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -14,11 +14,12 @@ import redis
 
 from aiopubsub.cli.doctor_facts import Deployment, Facts
 from aiopubsub.cli.doctor_findings import Level, judge
+from aiopubsub.cli.doctor_sentinels import Sentinel, judge_sentinels
 from aiopubsub.slots import Address
-from aiopubsub.testing import Cluster, Server, free_port
+from aiopubsub.testing import Cluster, Sentinels, Server, free_port
 from tests.cli.conftest import InProcess
 from tests.cli.process import DEADLINE_S, Cli, run
-from tests.conftest import FINDERS, start
+from tests.conftest import FINDERS, executable, start
 
 LISTENS = "+ping +subscribe +unsubscribe"  # what docs/history.md says, in parts
 APPENDS = "+ping +publish +evalsha +script|load +xadd +xrange +xrevrange +pexpire +persist +time"
@@ -57,7 +58,7 @@ def nothing_is_left(port: int) -> bool:
         give_up = time.monotonic() + DEADLINE_S
         while admin.keys("aiopubsub:*doctor*") and time.monotonic() < give_up:
             pass
-        return not admin.keys("*doctor*") and not admin.pubsub_channels()
+        return not admin.keys("*doctor*") and not admin.pubsub_channels("*doctor*")
 
 
 @pytest.fixture(scope="module", params=[name for name in FINDERS if name != "redis7"])
@@ -330,6 +331,57 @@ def test_a_cluster_where_the_topology_may_not_be_asked_for(cluster: Cluster, exa
     status, told = examine(cluster.url.replace("//", "//low:s3cret@"))
     assert status == 1
     assert "+cluster|slots" in found(told, "topology")["advice"]
+
+
+# -- behind Sentinel -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    """A primary with two replicas, and three sentinels."""
+    with Sentinels(executable("redis7"), "--appendonly", "yes", down_after_s=10) as running:
+        yield running
+
+
+def test_behind_sentinel(sentinels: Sentinels, examine: Examine) -> None:
+    """Who is named, how many replicas there are, and when a primary is replaced."""
+    status, told = examine(sentinels.url)
+    assert (status, told["deployment"]) == (0, "a primary behind Sentinel")
+    assert found(told, "sentinels")["says"] == f"3 of 3 name 127.0.0.1:{sentinels.primary.port}"
+    assert found(told, "role")["says"] == "a primary with 2 replicas"
+    assert "silent for" in found(told, "failover time")["says"]
+    assert (found(told, "probe")["level"], found(told, "probe with history")["level"]) == ("ok", "ok")
+    assert nothing_is_left(sentinels.primary.port)
+
+
+def test_sentinels_that_are_down_or_not_named(sentinels: Sentinels, examine: Examine) -> None:
+    """Each that says nothing; too few for a failover are a problem; those that the URL leaves out."""
+    one, two, three = sentinels.sentinels
+    service = sentinels.url.rpartition("/")[2]
+    _, told = examine(f"redis+sentinel://127.0.0.1:{one.port}/{service}")
+    assert {f["says"] for f in told["findings"]} >= {"they know 3, and the URL names 1"}
+    two.kill()
+    three.kill()
+    try:
+        give_up = time.monotonic() + DEADLINE_S
+        while "failover" not in levels(told := examine(sentinels.url)[1]) and time.monotonic() < give_up:
+            pass  # the last one has to find out that it is alone
+        assert found(told, "failover")["level"] == "problem"
+        assert [f["says"].split()[0] for f in told["findings"] if f["subject"] == "sentinel"] == [
+            f"127.0.0.1:{two.port}",
+            f"127.0.0.1:{three.port}",
+        ]
+    finally:
+        two.start()
+        three.start()
+
+
+def test_judging_sentinels() -> None:
+    """Those that disagree, without replicas, and with times that do not suit."""
+    one = Sentinel("a:1", primary="p:1", others=1, replicas=0, down_after_ms=100)
+    other = Sentinel("b:1", primary="p:2", others=1, replicas=1, down_after_ms=50)
+    judged = {f.subject: f.level for f in judge_sentinels([one, other])}
+    assert judged == {"sentinels": "problem", "failover": "problem", "failover time": "warning"}
 
 
 # -- what cannot be used ---------------------------------------------------------------------------
