@@ -96,7 +96,7 @@ class FakeServer:
 
     # -- what it answers ---------------------------------------------------------------------------
 
-    def answer(self, wire: ServerWire, command: Command) -> list[Any]:  # noqa: PLR0911  # one for each
+    def answer(self, wire: ServerWire, command: Command) -> list[Any]:  # one for each
         verb, *args = command
         self.ran.append(command)
         is_asking, wire.is_asking = wire.is_asking, verb == b"ASKING"
