@@ -19,6 +19,13 @@ def read_roles() -> dict[str, list[str]]:
     return {role: rules.split() for role, rules in line.findall(read_file())}
 
 
+def read_sentinel_rules() -> list[str]:
+    """What a client needs on a sentinel."""
+    return re.findall(
+        r"^user asks on >secret resetkeys resetchannels -@all (.+)$", PAGE.read_text(), re.MULTILINE
+    )[0].split()
+
+
 def all_commands(*, in_cluster: bool) -> set[str]:
     """What a user needs who has every role."""
     commands = {rule for rules in read_roles().values() for rule in rules if rule.startswith("+")}

@@ -57,6 +57,14 @@ def foreign_links(markdown: str, page: str, root: Path) -> set[tuple[str, str]]:
     return found
 
 
+def from_repository(link: str, path: str) -> str:
+    """Where a link of a file of the repository leads on the site."""
+    target = posixpath.normpath(posixpath.join(posixpath.dirname(path), link))
+    is_page = target.startswith("docs/") and target.endswith(".md")
+    there = target.removeprefix("docs/") if is_page else uri_of(target)
+    return posixpath.relpath(there, posixpath.dirname(uri_of(path)))
+
+
 def uri_of(path: str) -> str:
     """Where the page of a file stands."""
     return f"repository/{path.removesuffix('.md')}.md"
@@ -66,5 +74,5 @@ def page_of(file: Path, path: str) -> str:
     """A page that shows a file."""
     text = file.read_text(encoding="utf-8")
     if file.suffix == ".md":
-        return text
+        return LINK.sub(lambda link: from_repository(link.group(), path), text)
     return f"# `{path}`\n\n```{LANGUAGES[file.suffix]}\n{text}```\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import pytest
 import redis
 
 import aiopubsub as ps
-from aiopubsub.testing import Proxy, Server
-from tests.conftest import start
+from aiopubsub.testing import Proxy, Sentinels, Server
+from tests.conftest import FINDERS, start
 from tests.fault.conftest import admin
-from tests.roles import read_file, read_roles
+from tests.roles import read_file, read_roles, read_sentinel_rules
 
 pytestmark = pytest.mark.anyio
 
@@ -195,3 +195,33 @@ async def test_a_role_does_not_work_without_one_of_its_rules(
     rules = [rule for rule in ROLES[role] if rule != missing]
     with pytest.raises((DoesNotWork, ps.PubSubError, TimeoutError)):
         await play(server, role, rules)
+
+
+@pytest.fixture(scope="module")
+def sentinels() -> Iterator[Sentinels]:
+    """One server and one sentinel, without passwords."""
+    with Sentinels(FINDERS["redis7"](), replicas=0, sentinels=1) as sentinels:
+        yield sentinels
+
+
+async def ask(sentinels: Sentinels, rules: list[str]) -> None:
+    """Find the primary with these rules, and be told of failovers at once: there are two events."""
+    with redis.Redis(port=sentinels.sentinels[0].port) as sentinel:
+        sentinel.execute_command("ACL", "DELUSER", "u")
+        sentinel.execute_command("ACL", "SETUSER", "u", "on", ">p", "resetchannels", "-@all", *rules)
+        url = f"{sentinels.url}?sentinel_username=u&sentinel_password=p"
+        async with asyncio.timeout(5), ps.Client(url, connect_timeout=TIMEOUT_S) as client:
+            await ps.Publisher(client).publish("orders", b"x")
+            give_up_at = asyncio.get_running_loop().time() + TIMEOUT_S
+            while not any(each["user"] == "u" and each["sub"] == "2" for each in sentinel.client_list()):
+                check(asyncio.get_running_loop().time() < give_up_at)
+                await asyncio.sleep(0.01)
+
+
+async def test_a_sentinel_tells_who_may_ask(sentinels: Sentinels) -> None:
+    """With the rules of the docs, and not without any one of them."""
+    rules = read_sentinel_rules()
+    await ask(sentinels, rules)
+    for missing in rules:
+        with pytest.raises((DoesNotWork, ps.PubSubError, TimeoutError)):
+            await ask(sentinels, [rule for rule in rules if rule != missing])
