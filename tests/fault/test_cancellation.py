@@ -25,7 +25,9 @@ END = 10**9
 Make = Callable[[int], Coroutine[Any, Any, object]]
 
 
-async def cancel_everywhere(make: Make, each: Callable[[bool], Coroutine[Any, Any, None]]) -> None:
+async def cancel_everywhere(
+    make: Make, each: Callable[[bool], Coroutine[Any, Any, None]], count: int = CANCELS
+) -> None:
     """Make a coroutine again and again, and cancel it after 0, 1, 2, … turns until it ends by itself.
 
     Every other one is cancelled a second time, in the midst of what it does about the first.
@@ -33,9 +35,10 @@ async def cancel_everywhere(make: Make, each: Callable[[bool], Coroutine[Any, An
     Args:
         make: Makes it, of a running number.
         each: What is checked after each; it is told whether the coroutine was cancelled.
+        count: How often it is cancelled.
     """
     turns = cancels = n = 0
-    while cancels < CANCELS:
+    while cancels < count:
         task = asyncio.create_task(make(n))
         for _ in range(turns):
             await asyncio.sleep(0)

@@ -44,11 +44,8 @@ def trio(request: pytest.FixtureRequest) -> Iterator[Sentinels]:
         yield trio
 
 
-@pytest.fixture
-async def ready(trio: Sentinels) -> AsyncIterator[Sentinels]:
-    """The same, with everything in order before the test and after it."""
-    await trio.settled()
-    yield trio
+async def in_order(trio: Sentinels) -> None:
+    """Until all of them run, and agree: a test may have left some that don't."""
     for server in [*trio.servers, *trio.sentinels]:
         if not server.is_running:
             await asyncio.to_thread(server.start)
@@ -116,6 +113,7 @@ async def load(
     trio: Sentinels, *, heartbeat: float = HEARTBEAT_S, url: str | None = None
 ) -> AsyncIterator[Books]:
     """Publish and watch, until the block is left and all has come."""
+    await in_order(trio)
     url = url or trio.url
     plain, kept = ps.Topic(f"plain {time.time()}"), ps.Topic(f"kept {time.time()}", history=HISTORY)
     async with (
@@ -139,53 +137,56 @@ async def load(
 
 
 @any_kind
-async def test_a_primary_that_is_killed(ready: Sentinels) -> None:
+@again_if_late
+async def test_a_primary_that_is_killed(trio: Sentinels) -> None:
     """Its replica is found as soon as it is promoted; the gap says so; the books balance."""
-    async with load(ready) as books:
-        old = ready.primary
-        killing = asyncio.create_task(ready.kill_primary())
-        at = await switched(ready, old)
+    async with load(trio) as books:
+        old = trio.primary
+        killing = asyncio.create_task(trio.kill_primary())
+        at = await switched(trio, old)
         await books.go_on(gaps=1)
         await killing
-    books.check(ready, ["the server closed the connection"])
+    books.check(trio, ["the server closed the connection"])
     in_time("subscribed again", books.plain.gaps[0].ended.timestamp() - at, 0.2 + TIMELY_S)
 
 
 @each_kind
-async def test_a_planned_failover(ready: Sentinels) -> None:
+@again_if_late
+async def test_a_planned_failover(trio: Sentinels) -> None:
     """The demoted primary is left at once, though it answers: for a while as though nothing had happened.
 
     Valkey waits until the replica has everything, and closes the connections itself; who comes back too
     early is told by the old one that it is a replica. No message with history is lost at all.
     """
-    is_coordinated = "valkey" in ready.servers[0]._executable
-    async with load(ready, heartbeat=SLOW_HEARTBEAT_S) as books:
-        old = ready.primary
-        failing_over = asyncio.create_task(ready.fail_over(coordinated=is_coordinated))
-        at = await switched(ready, old)
-        with ready.admin(old) as admin:
+    is_coordinated = "valkey" in trio.servers[0]._executable
+    async with load(trio, heartbeat=SLOW_HEARTBEAT_S) as books:
+        old = trio.primary
+        failing_over = asyncio.create_task(trio.fail_over(coordinated=is_coordinated))
+        at = await switched(trio, old)
+        with trio.admin(old) as admin:
             assert admin.role()[0] == ("slave" if is_coordinated else "master")
         await books.go_on(gaps=1)
         new = await failing_over
     cause = f"the primary is 127.0.0.1:{new.port} now, and no longer 127.0.0.1:{old.port}"
-    lost = books.check(ready, ["" if is_coordinated else cause])
+    lost = books.check(trio, ["" if is_coordinated else cause])
     assert not (lost and is_coordinated)
     in_time("left", books.plain.gaps[0].started.timestamp() - at, TIMELY_S)
     in_time("subscribed again", books.plain.gaps[0].ended.timestamp() - at, TIMELY_S + TIMELY_S)
 
 
 @any_kind
-async def test_a_primary_that_is_cut_off_and_still_answers(ready: Sentinels) -> None:
+@again_if_late
+async def test_a_primary_that_is_cut_off_and_still_answers(trio: Sentinels) -> None:
     """Clients reach it, sentinels and replicas don't: it is left when they have named another one."""
-    async with load(ready, heartbeat=SLOW_HEARTBEAT_S) as books:
-        old = await ready.isolate_primary()
-        at = await switched(ready, old)
+    async with load(trio, heartbeat=SLOW_HEARTBEAT_S) as books:
+        old = await trio.isolate_primary()
+        at = await switched(trio, old)
         await books.go_on(gaps=1)
-        with ready.admin(old) as admin:
+        with trio.admin(old) as admin:
             assert admin.role()[0] == "master"
             assert admin.publish("somewhere", "x") == 0
-        await ready.rejoin(old)
-    books.check(ready, ["and no longer"])
+        await trio.rejoin(old)
+    books.check(trio, ["and no longer"])
     in_time("left", books.plain.gaps[0].started.timestamp() - at, TIMELY_S)
 
 
@@ -200,7 +201,7 @@ async def far_sentinels(trio: Sentinels) -> AsyncIterator[tuple[list[Proxy], str
 
 @any_kind
 @again_if_late
-async def test_a_failover_that_nobody_tells_of(ready: Sentinels) -> None:
+async def test_a_failover_that_nobody_tells_of(trio: Sentinels) -> None:
     """What the sentinels say is lost: it is noticed when they are asked again, within two heartbeats."""
     heartbeat_s = 1.0
 
@@ -211,16 +212,16 @@ async def test_a_failover_that_nobody_tells_of(ready: Sentinels) -> None:
             await asyncio.sleep(0.02)
 
     async with (
-        far_sentinels(ready) as (proxies, url),
-        load(ready, heartbeat=heartbeat_s, url=url) as books,
+        far_sentinels(trio) as (proxies, url),
+        load(trio, heartbeat=heartbeat_s, url=url) as books,
     ):
-        old = await ready.isolate_primary()
+        old = await trio.isolate_primary()
         losing = asyncio.create_task(lose_every_word(proxies))
-        at = await switched(ready, old)
+        at = await switched(trio, old)
         losing.cancel()
         await books.go_on(gaps=1)
-        await ready.rejoin(old)
-    books.check(ready, ["and no longer"])
+        await trio.rejoin(old)
+    books.check(trio, ["and no longer"])
     in_time("left", books.plain.gaps[0].started.timestamp() - at, 2 * heartbeat_s + TIMELY_S)
 
 
@@ -228,57 +229,59 @@ async def test_a_failover_that_nobody_tells_of(ready: Sentinels) -> None:
 
 
 @any_kind
-async def test_a_failover_with_a_sentinel_less(ready: Sentinels) -> None:
+@again_if_late
+async def test_a_failover_with_a_sentinel_less(trio: Sentinels) -> None:
     """Two of three are enough to fail over, and one that can be heard to be told of it at once."""
-    ready.sentinels[0].kill()
     async with (
-        far_sentinels(ready) as (proxies, url),
-        load(ready, heartbeat=SLOW_HEARTBEAT_S, url=url) as books,
+        far_sentinels(trio) as (proxies, url),
+        load(trio, heartbeat=SLOW_HEARTBEAT_S, url=url) as books,
     ):
+        trio.sentinels[0].kill()
         proxies[1].stall()
-        old = ready.primary
-        killing = asyncio.create_task(ready.kill_primary())
-        at = await switched(ready, old)
+        old = trio.primary
+        killing = asyncio.create_task(trio.kill_primary())
+        at = await switched(trio, old)
         async with asyncio.timeout(5), ps.Client(url) as another:
             assert (await ps.Publisher(another).publish("c", b"x")).receivers == 0
         await books.go_on(gaps=1)
         await killing
-    books.check(ready, ["the server closed the connection"])
+    books.check(trio, ["the server closed the connection"])
     in_time("subscribed again", books.plain.gaps[0].ended.timestamp() - at, TIMELY_S + TIMELY_S)
 
 
 @any_kind
-async def test_no_sentinel_at_all(ready: Sentinels) -> None:
+async def test_no_sentinel_at_all(trio: Sentinels) -> None:
     """What is connected goes on; what is not waits until one of them is back."""
-    primary = ready.primary
-    async with load(ready) as books:
-        for sentinel in ready.sentinels:
+    async with load(trio) as books:
+        primary = trio.primary
+        for sentinel in trio.sentinels:
             sentinel.kill()
         await books.go_on(gaps=0)
         with pytest.raises(ps.ConnectFailed, match=r"no sentinel says where it is: 127\.0\.0\.1") as caught:
-            await ps.Client(ready.url, connect_timeout=0.3).__aenter__()
+            await ps.Client(trio.url, connect_timeout=0.3).__aenter__()
         assert not caught.value.permanent
-        with ready.admin(primary) as admin:
+        with trio.admin(primary) as admin:
             assert admin.client_kill_filter(_type="pubsub", skipme=True)
         await books.kept_feed.reach(books.kept_feed.begun + 100)
         assert not books.plain.gaps
-        ready.sentinels[2].start()
+        trio.sentinels[2].start()
         await books.go_on(gaps=1)
-    assert books.check(ready, ["the server closed the connection"]) == 0
+    assert books.check(trio, ["the server closed the connection"]) == 0
 
 
 # -- closing -----------------------------------------------------------------------------------------
 
 
 @any_kind
-async def test_opening_and_closing(ready: Sentinels) -> None:
+async def test_opening_and_closing(trio: Sentinels) -> None:
     """However a client's life is cancelled, its tasks are gone, and its connections, to sentinels too."""
+    await in_order(trio)
     gc.collect()
     tasks, before = others(), sockets()
 
     async def use(_: int) -> None:
         async with (
-            ps.Client(ready.url) as client,
+            ps.Client(trio.url) as client,
             ps.Subscriber(client, "c"),
             ps.Publisher(client) as pub,
         ):
@@ -289,7 +292,7 @@ async def test_opening_and_closing(ready: Sentinels) -> None:
             await asyncio.sleep(0)
 
     async with asyncio.timeout(60):
-        await cancel_everywhere(use, check)
+        await cancel_everywhere(use, check, 300)
         gc.collect()
         while sockets() > before:  # transports close their sockets in the next turn
             await asyncio.sleep(0)
