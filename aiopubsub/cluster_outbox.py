@@ -35,6 +35,7 @@ __all__ = ["ClusterLine", "ClusterOutbox"]
 _RETRY_S = 0.05  # while a slot is on its way, or nobody serves it
 _SLOTS_KNOWN = 10_000  # of keys; to hash one takes half as long as to publish
 
+_KEY_AT = {b"MEMORY": 2, b"SCAN": 3}  # MEMORY USAGE key; SCAN 0 MATCH pattern, of one slot's keys
 _NO_LINE = Line(0)  # of a request that has no node yet
 
 _One: TypeAlias = "Request | Append"
@@ -219,7 +220,8 @@ class ClusterOutbox:
         if isinstance(request, Append):
             return self.slot_of(request.channel)
         command: Command = request[2] if isinstance(request, tuple) else request.commands[0]
-        return self.slot_of(command[1]) if len(command) > 1 else -1
+        key = _key_in(command)
+        return self.slot_of(key) if key else -1
 
     def slot_of(self, key: bytes) -> int:
         """As in `keys`, remembered."""
@@ -440,6 +442,10 @@ class ClusterOutbox:
 
 def _key_of(request: Request | Append) -> bytes:
     """What is hashed of a request; empty if it is about nothing."""
-    if isinstance(request, Append):
-        return request.channel
-    return request[2][1] if len(request[2]) > 1 else b""
+    return request.channel if isinstance(request, Append) else _key_in(request[2])
+
+
+def _key_in(command: Command) -> bytes:
+    """What a command is about: its first argument, but for a few; empty if it has none."""
+    at = _KEY_AT.get(command[0], 1)
+    return command[at] if len(command) > at else b""

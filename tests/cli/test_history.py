@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import signal
+from collections.abc import Callable
 
 import pytest
 import redis
 
 from aiopubsub import Position
 from aiopubsub.keys import history_key
-from aiopubsub.testing import Server
+from aiopubsub.testing import Cluster, Server
 from tests.cli.process import Cli, run, wait_for_subscribers
 from tests.conftest import start
 
@@ -257,3 +258,17 @@ def test_a_server_that_does_not_tell_all() -> None:
         assert b"bytes\tnot told\n" in ended.stdout
     finally:
         server.stop()
+
+
+def test_a_look_at_histories_of_a_cluster(clusters: Callable[[str], Cluster]) -> None:
+    """Whichever node has it: what is kept, its size, and who has read how far."""
+    url = clusters("valkey9").url
+    for channel in ("look 1", "look 2", "{look} 3", "look}4"):
+        assert run("pub", channel, "a", "b", "--history", "--url", url).returncode == 0
+        run("sub", channel, "--since", "beginning", "--name", "reader", "-n", "2", "--url", url)
+        ended = run("history", channel, "--json", "--cursors", "--url", url)
+        assert (ended.returncode, ended.stderr) == (0, b"")
+        told = json.loads(ended.stdout)
+        assert told["count"] == 2
+        assert told["bytes"] > 0
+        assert [cursor["name"] for cursor in told["cursors"]] == ["reader"]
