@@ -45,7 +45,10 @@ PARALLEL = ("-n2", "--dist=worksteal")
 def tests(session: nox.Session, chosen: str) -> None:
     """Behaviour, command line and docs, on every Python; on the oldest and the newest with a loop each."""
     install_tests(session)
-    apart = (f"--ignore=tests/{path}" for path in ("fault", "chaos", "browser", "test_tutorial.py"))
+    apart = (
+        f"--ignore=tests/{path}"
+        for path in ("fault", "chaos", "browser", "test_tutorial.py", "test_plugin.py")
+    )
     session.run("pytest", *PARALLEL, *apart, "-k", chosen, *session.posargs)
 
 

@@ -20,7 +20,10 @@ from aiopubsub.testing import free_port
 TUTORIAL = Path(__file__).parent.parent / "docs/tutorial"
 PAGES = ["index.md", "topics.md", "history.md", "service.md"]
 BLOCK = re.compile(r'^```(\w+)(?: title="([^"]*)")?[^\n]*\n(.*?)^```$', re.DOTALL | re.MULTILINE)
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
+# a run in the background ignores Ctrl-C, and all that it starts would, too
+SHELL = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); "
+SHELL += "os.execvp('bash', ['bash', '-euc', sys.argv[1]])"
 
 
 class Terminal:
@@ -38,7 +41,7 @@ class Terminal:
         before = self._subscribers()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         self._process = process = subprocess.Popen(
-            ["bash", "-euc", commands],
+            [sys.executable, "-c", SHELL, commands],
             cwd=self._folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
