@@ -59,6 +59,7 @@ class _Hole:
 
     Attributes:
         lost: What it waits for: channels and patterns that are not subscribed again yet.
+        by: The connection that has lost them.
     """
 
     reason: GapReason
@@ -68,6 +69,7 @@ class _Hole:
     channels: dict[str, None] = field(default_factory=dict[str, None])
     lost: set[Hashable] = field(default_factory=set[Hashable])
     cause: str = ""
+    by: object = None
 
     @property
     def is_open(self) -> bool:
@@ -253,6 +255,7 @@ class Mailbox:
         lost: Mapping[Hashable, str],
         cause: str = "",
         reason: GapReason = GapReason.RECONNECTED,
+        by: object = None,
     ) -> None:
         """From here on messages may be missing, until all that was lost is `found`.
 
@@ -264,6 +267,8 @@ class Mailbox:
             lost: Channels and patterns, by what they will be found as.
             cause: Why.
             reason: What kind of gap it will be.
+            by: The connection that has lost them. What another one has lost is a hole of its own, which
+                may be found sooner.
         """
         if self.staged:
             self.settle()
@@ -271,10 +276,10 @@ class Mailbox:
             return
         now = self._clock()
         last = self._items[-1] if self._items else None
-        if isinstance(last, _Hole) and last.reason is reason:
+        if isinstance(last, _Hole) and last.reason is reason and (last.by is by or _is_in(last.lost, lost)):
             hole = last
         else:
-            hole = _Hole(reason, now, now, None, cause=cause)
+            hole = _Hole(reason, now, now, None, cause=cause, by=by)
             self._append(hole)
         if hole not in self._open_holes:
             self._open_holes.append(hole)
@@ -537,6 +542,11 @@ class Mailbox:
     def _notify(self) -> None:
         if self.wake is not None:
             self.wake(1)
+
+
+def _is_in(some: set[Hashable], others: Mapping[Hashable, str]) -> bool:
+    """Whether there are some, all of them among the others."""
+    return bool(some) and some <= others.keys()
 
 
 def _channels_of(item: Message[object] | _Other, others: Iterable[str]) -> Iterable[str]:

@@ -457,7 +457,7 @@ class Router:
                 if is_on or mailbox.has_lost(target):
                     lost[mailbox][target] = route.name
         for mailbox, gone in lost.items():
-            mailbox.open_hole(gone, cause, reason)
+            mailbox.open_hole(gone, cause, reason, by=self)
             self._torn[mailbox] = None
 
     def _differences(self) -> dict[tuple[Kind, Wire], list[Target]]:

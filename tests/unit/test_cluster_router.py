@@ -333,6 +333,52 @@ def test_a_node_dies_and_another_takes_over() -> None:
     bench(test)
 
 
+def test_a_node_that_stays_away_holds_up_nothing_of_another() -> None:
+    """Both have lost their channels, with nothing between; each gap is told when its own are back."""
+
+    async def test(it: Bench) -> None:
+        a, b, _ = three(it)
+        box = await it.subscribed(Topic(a), Topic(b))
+        it.server(1).die()
+        await a_while(1.0)
+        it.server(0).lose()
+        await a_while(1.0)
+        it.publish(a)
+        await a_while()
+        assert got(box) == [("RECONNECTED", a), 0]
+        it.server(1).revive()
+        await a_while(2.0)
+        it.publish(b)
+        await a_while()
+        assert got(box) == [("RECONNECTED", b), 1]
+
+    bench(test)
+
+
+def test_a_channel_that_is_lost_again_by_another_node_is_one_gap() -> None:
+    """The node that took over is lost before it has confirmed: nothing came between."""
+
+    async def test(it: Bench) -> None:
+        a = channel_in(it.cluster, 0)
+        box = await it.subscribed(Topic(a))
+        there = it.cluster.addresses[1]
+        it.server(0).die()
+        it.server(1).is_slow = True
+        it.cluster.move(slot(a), there)
+        it.nodes.slots.move(slot(a), there, it.loop.time())
+        it.router.settle()
+        await a_while(0.1)
+        assert any((b"SSUBSCRIBE", a.encode()) in wire.inbox for wire in it.server(1).open_wires())
+        it.server(1).is_slow = False
+        it.server(1).lose()
+        await a_while(2.0)
+        it.publish(a)
+        await a_while()
+        assert got(box) == [("RECONNECTED", a), 0]
+
+    bench(test)
+
+
 def test_a_topic_with_history_has_no_gap() -> None:
     """What was published while it was on its way is read from its history."""
 

@@ -572,6 +572,26 @@ def test_a_second_loss_before_the_end_of_the_first_is_a_gap_at_its_own_place() -
     assert pop_all(mailbox) == [0, ("reconnected", None), 1]
 
 
+def test_what_two_connections_have_lost_is_two_gaps() -> None:
+    """Though nothing came between them: one may be back long before the other."""
+    mailbox = box()
+    mailbox.open_hole({"a": "a"}, "one", by=1)
+    mailbox.open_hole({"b": "b"}, "two", by=2)
+    mailbox.open_hole({"d": "d"}, "two", by=2)
+    put_one(mailbox, make(0, channel="b"))
+    mailbox.found("bd")
+    gap = mailbox.pop()
+    assert isinstance(gap, Gap)
+    assert (gap.channels, gap.cause) == (("b", "d"), "two")
+    assert pop_all(mailbox) == [0]
+    mailbox.open_hole({"a": "a"}, "three", by=3)  # lost again by another: still the same gap
+    mailbox.found("a")
+    gap = mailbox.pop()
+    assert isinstance(gap, Gap)
+    assert (gap.channels, gap.cause) == (("a",), "one")
+    assert pop_all(mailbox) == []
+
+
 def test_what_other_connections_bring_does_not_wait() -> None:
     """A gap that is open holds back its own channels, and those alone; each gap has its reason."""
     mailbox = box(buffer=9)
