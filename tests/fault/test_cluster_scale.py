@@ -53,6 +53,12 @@ class Source:
                 assert [told.next() for _ in batch] == [1] * len(batch)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """What a cluster costs does not depend on the event loop, and takes long to measure."""
+    return "asyncio"
+
+
 @pytest.fixture(params=["redis7", "valkey9"])
 async def pair(
     request: pytest.FixtureRequest,
