@@ -116,7 +116,7 @@ class SlotMap:
     def __init__(self) -> None:
         self.epoch: int = -1
         self.primaries: frozenset[Address] = frozenset()
-        self.changes = 0
+        self.changes: int = 0
         self._owners: list[Address | None] = [None] * SLOTS
         self._taken_at = -math.inf
         self._told: dict[int, _News] = {}  # by MOVED, since that view
