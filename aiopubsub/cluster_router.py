@@ -82,8 +82,7 @@ class ClusterRouter:
 
     def remove(self, mailbox: Mailbox, topics: Iterable[Subscribable[object]], ticket: Ticket) -> None:
         ticket.hold()
-        known = [topic for topic in topics if self._limbo.target_of(topic) in self._homes]
-        for router, there in self._by_router(known).items():
+        for router, there in self._by_router(self._known(topics)).items():
             router.remove(mailbox, there, ticket)
             for topic in there:
                 target = self._limbo.target_of(topic)
@@ -95,10 +94,10 @@ class ClusterRouter:
         home = self._homes.get(self._limbo.target_of(topic))
         return home is not None and self._router(home.address).wants(mailbox, topic)
 
-    def fence(self, ticket: Ticket) -> None:
+    def fence(self, ticket: Ticket, topics: Iterable[Subscribable[object]] | None = None) -> None:
         ticket.hold()
-        for link in self._links.values():
-            link.dialogue.fence(ticket)
+        for router in self._routers() if topics is None else self._by_router(self._known(topics)):
+            router.fence(ticket)  # without a connection, of what nobody serves, it is done at once
         ticket.release()
 
     def catch_up(self, mailbox: Mailbox, ticket: Ticket) -> None:
@@ -189,6 +188,10 @@ class ClusterRouter:
         return list(self._links.values())
 
     # -- inside ------------------------------------------------------------------------------------
+
+    def _known(self, topics: Iterable[Subscribable[object]]) -> list[Subscribable[object]]:
+        """Those of them that somebody wants."""
+        return [topic for topic in topics if self._limbo.target_of(topic) in self._homes]
 
     def _by_router(
         self, topics: Iterable[Subscribable[object]]

@@ -111,8 +111,8 @@ class Registry(Protocol):
         """Whether a mailbox is to have this topic."""
         ...
 
-    def fence(self, ticket: Ticket) -> None:
-        """Let a ticket be done when all that was sent to us until now is here."""
+    def fence(self, ticket: Ticket, topics: Iterable[Subscribable[object]] | None = None) -> None:
+        """Let a ticket be done when all that was sent to us until now is here: of these topics at least."""
         ...
 
     def catch_up(self, mailbox: Mailbox, ticket: Ticket) -> None:

@@ -199,8 +199,11 @@ class Router:
         """What the server knows a topic as."""
         return Target.of(topic, in_cluster=self._redirected is not None)
 
-    def fence(self, ticket: Ticket) -> None:
-        """Let a ticket be done when all that the server has sent until now has been received."""
+    def fence(self, ticket: Ticket, topics: Iterable[Subscribable[object]] | None = None) -> None:
+        """Let a ticket be done when all that the server has sent until now has been received.
+
+        Of all topics, because a connection has one order; with several connections it matters which.
+        """
         if self._is_live:
             ticket.hold()
             self._fences.append(_Burst(self._new_token(), ticket=ticket))

@@ -317,10 +317,11 @@ class Subscriber(Generic[T]):
         names = [_name(as_subscribable(topic)) for topic in topics]
         async with self._changing:
             ticket, forgotten = self._ticket()
+            left = [self._topics[name] for name in names if name in self._topics]
             try:
-                await self._confirmation(link, self._fence(link))
+                await self._confirmation(link, self._fence(link, left))
             finally:
-                self._drop(link, [self._topics[name] for name in names if name in self._topics], ticket)
+                self._drop(link, left, ticket)
             await self._confirmation(link, forgotten)
 
     # -- iteration ---------------------------------------------------------------------------------
@@ -488,10 +489,12 @@ class Subscriber(Generic[T]):
         link.dialogue.catch_up(self._mailbox, ticket)
         return reached
 
-    def _fence(self, link: Listening) -> asyncio.Future[None]:
+    def _fence(
+        self, link: Listening, topics: Iterable[Subscribable[object]] | None = None
+    ) -> asyncio.Future[None]:
         """Done when what the server has sent so far is here; at once if there is no connection."""
         ticket, reached = self._ticket()
-        link.dialogue.fence(ticket)
+        link.dialogue.fence(ticket, topics)
         link.kick()
         return reached
 

@@ -677,6 +677,24 @@ def test_a_fence_waits_for_every_node() -> None:
     bench(test)
 
 
+def test_a_fence_of_some_topics_waits_for_their_nodes_alone() -> None:
+    """A node that is slow, or dead and not known to be, does not hold up who leaves another's channel."""
+
+    async def test(it: Bench) -> None:
+        a, b, _ = three(it)
+        await it.subscribed(Topic(a), Topic(b))
+        it.server(1).is_slow = True
+        fences = [Ticket(lambda: None) for _ in range(3)]
+        for fence, topics in zip(fences, ([Topic(a)], [Topic(b)], [Topic("unknown")]), strict=True):
+            it.router.fence(fence, topics)
+        it.router.kick()
+        await a_while(0.1)
+        assert [fence.is_done for fence in fences] == [True, False, True]
+        assert len(it.router._homes) == 2
+
+    bench(test)
+
+
 # -- whatever happens ------------------------------------------------------------------------------
 
 
