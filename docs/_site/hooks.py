@@ -7,6 +7,7 @@ also published as Markdown, where `llms.txt` looks for them.
 
 from __future__ import annotations
 
+import html
 import posixpath
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 LINK = re.compile(r"(?<=\]\()((?:\.\./)*[\w./-]+\.(?:py|json|md))(?=[)#])")
+BAR_IN_CODE = re.compile(r"`([^`\n]*\\\|[^`\n]*)`")
 LANGUAGES = {".py": "python", ".json": "json"}
 
 
@@ -36,7 +38,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     for link, path in foreign_links(markdown, here, Path(config.config_file_path).parent):
         there = posixpath.relpath(uri_of(path), posixpath.dirname(here))
         markdown = re.sub(rf"(?<=\]\(){re.escape(link)}(?=[)#])", there, markdown)
-    return markdown
+    return BAR_IN_CODE.sub(lambda code: as_html(code.group(1)), markdown)
 
 
 def on_post_build(config: Any) -> None:
@@ -44,6 +46,11 @@ def on_post_build(config: Any) -> None:
     docs = Path(config.docs_dir)
     for page in docs.rglob("*.md"):
         shutil.copyfile(page, Path(config.site_dir) / page.relative_to(docs))
+
+
+def as_html(code: str) -> str:
+    """Code of a table that holds a bar: GitHub wants a backslash in front of it, and MkDocs shows that."""
+    return f"<code>{html.escape(code).replace(chr(92) + '|', '&#124;')}</code>"
 
 
 def foreign_links(markdown: str, page: str, root: Path) -> set[tuple[str, str]]:
