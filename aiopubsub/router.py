@@ -413,7 +413,7 @@ class Router:
             self._redirected([self.target_of(trail.topic)], redirect)
         elif reason is not None:  # to its subscriber that is a topic which was refused
             self._reads.refuse(trail, reason)
-            self.remove(mailbox, (trail.topic,), Ticket(lambda: None))
+            self.remove(mailbox, (trail.topic,), Ticket())
             if is_joined:
                 mailbox.put(SubscribeRefused({trail.topic.name: reason}))
         if mailbox.staged:

@@ -51,6 +51,9 @@ class Target(NamedTuple):
 class Ticket:
     """What one caller waits for: until every target of it is settled.
 
+    Args:
+        on_done: Called once, when it is; without one nobody waits.
+
     Attributes:
         refused: The server's reason for each channel or pattern that it refused.
         error: Why nothing will ever settle, or `None`.
@@ -59,7 +62,7 @@ class Ticket:
 
     __slots__ = ("_on_done", "_remaining", "error", "is_done", "refused")
 
-    def __init__(self, on_done: Callable[[], None]) -> None:
+    def __init__(self, on_done: Callable[[], None] | None = None) -> None:
         self._on_done = on_done
         self._remaining = 0
         self.refused: dict[str, str] = {}
@@ -79,7 +82,8 @@ class Ticket:
         """Done, if nothing is left."""
         if not self._remaining and not self.is_done:
             self.is_done = True
-            self._on_done()
+            if self._on_done is not None:
+                self._on_done()
 
 
 class Group:

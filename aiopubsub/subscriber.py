@@ -168,7 +168,7 @@ class Subscriber(Generic[T]):
             self._deployment = deployment_of(self._client)
             self._link = link = self._deployment.listening(is_shared=is_shared)
             self._mailbox.on_room = self._on_room
-            link.dialogue.add(self._mailbox, (), Ticket(_do_nothing))
+            link.dialogue.add(self._mailbox, (), Ticket())
             await link.ready(self._client.connect_timeout)
             if self._name is not None:
                 self._cursor = Cursor(self._name, self._deployment.commanding(), self._mailbox.put)
@@ -232,7 +232,7 @@ class Subscriber(Generic[T]):
         with anyio.move_on_after(timeout):
             await self._caught_up(link)
             await self._fence(link)
-            link.dialogue.remove(self._mailbox, self._topics.values(), Ticket(_do_nothing))
+            link.dialogue.remove(self._mailbox, self._topics.values(), Ticket())
             link.kick()
             self._topics.clear()
             self._mailbox.end()
@@ -288,7 +288,7 @@ class Subscriber(Generic[T]):
                 if ticket.error is not None:
                     raise ticket.error
             except BaseException:
-                self._drop(link, added, Ticket(_do_nothing))
+                self._drop(link, added, Ticket())
                 raise
             if ticket.refused:
                 self._forget_refused(link)
@@ -546,7 +546,7 @@ class Subscriber(Generic[T]):
         if isinstance(item, SubscribeRefused) and self._link is not None:
             self._forget_refused(self._link)
         if isinstance(item, SlowConsumer):
-            self._shut(Ticket(_do_nothing))
+            self._shut(Ticket())
         raise item
 
     def _decoded(self, message: Message[object]) -> Message[T] | Undecodable:
@@ -595,7 +595,3 @@ class Events(Generic[T]):
 
 def _name(topic: Subscribable[Any]) -> tuple[bool, str]:
     return isinstance(topic, Pattern), topic.name
-
-
-def _do_nothing() -> None:
-    """For a ticket that nobody waits for."""

@@ -64,7 +64,7 @@ class Bench:
         return box
 
     def add(self, box: Mailbox, *topics: Any, since: Since = None) -> Ticket:
-        ticket = Ticket(lambda: None)
+        ticket = Ticket()
         trails = {
             topic: Trail(box, topic, since, self.loop.time) for topic in topics if topic.history is not None
         }
@@ -73,7 +73,7 @@ class Bench:
         return ticket
 
     def remove(self, box: Mailbox, *topics: Any) -> Ticket:
-        ticket = Ticket(lambda: None)
+        ticket = Ticket()
         self.router.remove(box, topics, ticket)
         self.router.kick()
         return ticket
@@ -408,7 +408,7 @@ def test_a_trail_that_reads_while_the_slot_goes() -> None:
         server = it.server(0)
         server.is_slow = True
         joined = it.add(box, kept(a), since="beginning")
-        caught_up = Ticket(lambda: None)
+        caught_up = Ticket()
         it.router.catch_up(box, caught_up)
         await a_while(0.01)
         [wire] = [wire for wire in server.open_wires() if wire.inbox]
@@ -663,7 +663,7 @@ def test_a_fence_waits_for_every_node() -> None:
         a, b, _ = three(it)
         box = await it.subscribed(Topic(a), Topic(b))
         it.server(1).is_slow = True
-        fence = Ticket(lambda: None)
+        fence = Ticket()
         it.router.fence(fence)
         it.router.kick()
         it.publish(b)
@@ -684,7 +684,7 @@ def test_a_fence_of_some_topics_waits_for_their_nodes_alone() -> None:
         a, b, _ = three(it)
         await it.subscribed(Topic(a), Topic(b))
         it.server(1).is_slow = True
-        fences = [Ticket(lambda: None) for _ in range(3)]
+        fences = [Ticket() for _ in range(3)]
         for fence, topics in zip(fences, ([Topic(a)], [Topic(b)], [Topic("unknown")]), strict=True):
             it.router.fence(fence, topics)
         it.router.kick()

@@ -44,7 +44,7 @@ def mailbox(buffer: int = 1_000_000, overflow: Overflow = Overflow.DROP_OLDEST) 
 
 
 def ticket() -> Ticket:
-    return Ticket(lambda: None)
+    return Ticket()
 
 
 Key = tuple[str, str]
