@@ -46,7 +46,8 @@ def test_a_snippet_runs(
     monkeypatch.setitem(sys.modules, "aioredis", redis.asyncio)  # what it has become
     code = re.sub("redis://localhost(:6379)?", valkey.url, code)
     exec(compile(code, "snippet", "exec"), vars(snippet))
-    if "import Broadcast\n" in code and int(redis.__version__.split(".")[0]) >= 8:
+    is_deaf = int(redis.__version__.split(".")[0]) >= 8 and sys.version_info < (3, 12)
+    if "import Broadcast\n" in code and is_deaf:
         with pytest.raises(TimeoutError):  # as the page says of broadcaster with such a redis-py
             asyncio.run(asyncio.wait_for(snippet.main(), 1))
         return
