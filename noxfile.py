@@ -32,24 +32,26 @@ PARALLEL = ("-n2", "--dist=worksteal")
 
 @nox.session
 @nox.parametrize(
-    ["python", "chosen"],
+    ["python", "chosen", "folders"],
     [
-        nox.param(PYTHONS[0], "not uvloop", id=f"{PYTHONS[0]}-asyncio"),
+        nox.param(PYTHONS[0], "not uvloop", ["tests"], id=f"{PYTHONS[0]}-asyncio"),
         *(
-            nox.param(python, "memory or not (asyncio or uvloop)", id=f"{python}-memory")
+            nox.param(
+                python, "memory or not contract", ["tests/unit", "tests/contract"], id=f"{python}-memory"
+            )
             for python in PYTHONS[1:-1]
         ),
-        nox.param(PYTHONS[-1], "not asyncio", id=f"{PYTHONS[-1]}-uvloop"),
+        nox.param(PYTHONS[-1], "not asyncio", ["tests"], id=f"{PYTHONS[-1]}-uvloop"),
     ],
 )
-def tests(session: nox.Session, chosen: str) -> None:
-    """Behaviour, command line and docs, on every Python; on the oldest and the newest with a loop each."""
+def tests(session: nox.Session, chosen: str, folders: list[str]) -> None:
+    """Everything on the oldest and the newest Python, with a loop each; in between what needs no server."""
     install_tests(session)
     apart = (
         f"--ignore=tests/{path}"
         for path in ("fault", "chaos", "browser", "test_tutorial.py", "test_plugin.py")
     )
-    session.run("pytest", *PARALLEL, *apart, "-k", chosen, *session.posargs)
+    session.run("pytest", *PARALLEL, *apart, "-k", chosen, *folders, *session.posargs)
 
 
 @nox.session
