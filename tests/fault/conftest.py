@@ -20,6 +20,13 @@ from tests.conftest import one_of_each, start, start_cluster
 LONG = os.environ.get("AIOPUBSUB_LONG") == "1"
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Tests marked as `long` are part of the full figures only."""
+    left_out = [] if LONG else [item for item in items if item.get_closest_marker("long")]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
+
+
 @pytest.fixture(params=["valkey9", "redis7"])
 def both_kinds(request: pytest.FixtureRequest) -> Iterator[Server]:
     """A server of the test's own, of each kind."""

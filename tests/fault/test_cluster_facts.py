@@ -14,7 +14,6 @@ import pytest
 
 from aiopubsub.keys import slot_of
 from aiopubsub.testing import Cluster, Node
-from tests.fault.conftest import LONG
 from tests.fault.line import ask, ask_asking, line
 
 pytestmark = pytest.mark.anyio
@@ -251,7 +250,7 @@ async def test_an_isolated_primary_goes_on_serving_channels(breakable: Cluster) 
         assert ask(home, "ROLE")[2] == replica.port
 
 
-@pytest.mark.skipif(not LONG, reason="the same push as after isolation")
+@pytest.mark.long
 async def test_a_primary_that_hung_unsubscribes_when_it_comes_back(breakable: Cluster) -> None:
     """It is replaced meanwhile; on the connections nothing is seen until it goes on."""
     home, *_ = await home_and_others(breakable)
@@ -263,7 +262,7 @@ async def test_a_primary_that_hung_unsubscribes_when_it_comes_back(breakable: Cl
         assert told.next() == ("sunsubscribe", "chat", 0)
 
 
-@pytest.mark.skipif(not LONG, reason="takes 7 s")
+@pytest.mark.long
 async def test_slots_without_a_node(breakable: Cluster) -> None:
     """All keys are refused with CLUSTERDOWN; channels of other nodes go on, its own are MOVED to it."""
     home, other, _ = await home_and_others(breakable)

@@ -43,9 +43,10 @@ async def test_a_forbidden_channel_is_refused_at_once(both_kinds: Server) -> Non
                 await ps.Subscriber(client, "mine", "theirs").__aenter__()
             took_s = time.monotonic() - began_at
             assert set(caught.value.refused) == {"theirs"}
-            assert calls(server) == 4  # a connection, both channels together, and each of them alone
+            # a connection, which says HELLO twice; both channels together, and each of them alone
+            assert calls(server) == 5
             await asyncio.sleep(OBSERVED_S)
-            assert calls(server) == 4
+            assert calls(server) == 5
             assert server.pubsub_channels() == []
             in_time("refused", took_s, AT_ONCE_S)
 
@@ -79,10 +80,10 @@ async def test_a_permission_that_is_withdrawn_is_told_in_the_iterator(both_kinds
             assert [topic.name for topic in sub.topics] == ["mine"]
             assert (await pub.publish("mine", b"x")).receivers == 1
             assert isinstance(await anext(events), ps.Message)
-            # one connection, two channels together, each of them alone, the pattern
-            assert calls(server) == 5
+            # one connection, which says HELLO twice; two channels together, each alone; the pattern
+            assert calls(server) == 6
             await asyncio.sleep(OBSERVED_S)
-            assert calls(server) == 5
+            assert calls(server) == 6
             assert server.pubsub_channels() == ["mine"]
             assert server.pubsub_numpat() == 0
             in_time("told", took_s, AT_ONCE_S)
