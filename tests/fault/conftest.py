@@ -7,7 +7,6 @@ without it each test takes a second or so.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 
@@ -15,9 +14,7 @@ import pytest
 import redis
 
 from aiopubsub.testing import Cluster, Server
-from tests.conftest import one_of_each, start, start_cluster
-
-LONG = os.environ.get("AIOPUBSUB_LONG") == "1"
+from tests.conftest import LONG, one_of_each, start, start_cluster
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -15,7 +15,8 @@ import pytest
 import aiopubsub as ps
 from aiopubsub.client import deployment_of
 from aiopubsub.testing import Server
-from tests.fault.conftest import LONG, admin
+from tests.conftest import LONG
+from tests.fault.conftest import admin
 
 pytestmark = pytest.mark.anyio
 

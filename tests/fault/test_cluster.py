@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -20,13 +19,12 @@ import aiopubsub as ps
 from aiopubsub.keys import slot_of
 from aiopubsub.testing import Cluster, Server, free_port
 from aiopubsub.testing.nodes import Node
-from tests.conftest import cluster_of
+from tests.conftest import LONG, cluster_of
 from tests.fault.books import Feed, Watcher, feeding, jumps, watching
 from tests.fault.timing import again_if_late, in_time
 
 pytestmark = pytest.mark.anyio
 
-LONG = os.environ.get("AIOPUBSUB_LONG") == "1"
 HEARTBEAT_S = 1.0
 PER_S = 1000
 

@@ -18,7 +18,7 @@ from aiopubsub import Client, Subscriber
 from aiopubsub.keys import slot_of
 from aiopubsub.testing import Cluster, Node, Server
 from docs.examples import unit_costs
-from tests.fault.conftest import LONG
+from tests.conftest import LONG
 from tests.fault.line import Line, line
 from tests.fault.timing import Queueing, again_if_late, in_time
 

@@ -14,8 +14,7 @@ from redis.retry import Retry
 
 from aiopubsub.keys import slot_of
 from aiopubsub.testing import Cluster, Node
-from tests.conftest import cluster_of, start
-from tests.fault.conftest import LONG
+from tests.conftest import LONG, cluster_of, start
 from tests.fault.line import ask, line
 
 pytestmark = pytest.mark.anyio

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 import aiopubsub as ps
 from aiopubsub.testing import Proxy, Server
+from tests.conftest import LONG
 from tests.fault.books import jumps, watching
-from tests.fault.conftest import LONG, admin
+from tests.fault.conftest import admin
 from tests.fault.fake_server import FakeServer, push
 from tests.fault.timing import Late, again_if_late
 

@@ -20,9 +20,9 @@ from aiopubsub import reads
 from aiopubsub.keys import history_key
 from aiopubsub.testing import Proxy, Server
 from tests.chaos.faults import Faults
-from tests.conftest import FINDERS, start
+from tests.conftest import FINDERS, LONG, start
 from tests.fault.books import lost
-from tests.fault.conftest import LONG, admin
+from tests.fault.conftest import admin
 
 pytestmark = pytest.mark.anyio
 

@@ -15,8 +15,9 @@ from aiopubsub.router import Router
 from aiopubsub.session import Session
 from aiopubsub.testing import Proxy, Server
 from aiopubsub.wire import Push, RedisOpener, RedisWire
+from tests.conftest import LONG
 from tests.fault.books import feeding, jumps, lost, watching
-from tests.fault.conftest import LONG, admin
+from tests.fault.conftest import admin
 from tests.fault.timing import Late, Queueing, again_if_late, in_time
 
 pytestmark = pytest.mark.anyio

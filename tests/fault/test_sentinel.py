@@ -13,9 +13,8 @@ import pytest
 import aiopubsub as ps
 from aiopubsub.keys import history_key
 from aiopubsub.testing import Proxy, Sentinels, Server
-from tests.conftest import executable
+from tests.conftest import LONG, executable
 from tests.fault.books import Feed, Watcher, feeding, jumps, watching
-from tests.fault.conftest import LONG
 from tests.fault.test_cancellation import cancel_everywhere, others, sockets
 from tests.fault.timing import again_if_late, in_time
 

@@ -12,7 +12,8 @@ import redis
 
 import aiopubsub as ps
 from aiopubsub.testing import Proxy, Server
-from tests.fault.conftest import LONG, admin
+from tests.conftest import LONG
+from tests.fault.conftest import admin
 
 pytestmark = pytest.mark.anyio
 
