@@ -189,7 +189,9 @@ class Deliveries:
         """A run of messages is to be staged for all mailboxes that a route has now."""
         for group in route.groups.values():
             messages = run if group is route.first else [group.own(message) for message in run]
-            self._runs.append(_Run(messages, uids, iter(list(group.mailboxes.items()))))
+            # not `list(….items())`: 10 000 tuples would wake the garbage collector in the midst of it
+            mailboxes = zip(list(group.mailboxes), list(group.mailboxes.values()), strict=True)
+            self._runs.append(_Run(messages, uids, mailboxes))
 
     def _stage(self) -> None:
         """Give the first runs to their mailboxes, to take when they are settled; `STAGE` deliveries.
