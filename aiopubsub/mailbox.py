@@ -284,7 +284,7 @@ class Mailbox:
         if hole not in self._open_holes:
             self._open_holes.append(hole)
         hole.lost.update(lost)
-        hole.channels.update(dict.fromkeys(lost.values()))
+        hole.channels.update(zip(lost.values(), itertools.repeat(None)))
 
     def has_lost(self, key: Hashable) -> bool:
         """Whether an open hole waits for this channel or pattern."""

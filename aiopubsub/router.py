@@ -293,7 +293,7 @@ class Router:
             verb = kind.value[becomes is Wire.LEAVING]
             for batch in self._batches(kind, targets):
                 burst = _Burst(self._new_token(), becomes, batch)
-                self._wire.update(dict.fromkeys(batch, burst))
+                self._wire.update(zip(batch, itertools.repeat(burst)))  # hashes each once
                 commands.append((verb, *map(_key_of, batch)))
                 commands.append(self._send_fence(burst))
         commands.extend(map(self._send_fence, self._fences))
@@ -348,7 +348,7 @@ class Router:
         self._is_live = False
         self._deliveries.hand_out(math.inf)
         routes = itertools.chain.from_iterable(routes.values() for routes in self._wishes.values())
-        self._tear((route for route in routes if route.target in self._wire), reason)
+        self._tear(routes, reason)
         self._reads.end()
         bursts = [*(due for due in self._due if isinstance(due, _Burst)), *self._fences]
         forgotten = list(self._wire)
@@ -423,7 +423,8 @@ class Router:
         if burst.ticket is not None:
             burst.ticket.release()
         # a target that a later burst has touched is that burst's matter
-        targets = [target for target in burst.targets if self._wire.get(target) is burst]
+        known = self._wire.get
+        targets = [target for target in burst.targets if known(target) is burst]
         is_alone = len(burst.targets) == 1
         burst.targets = ()
         errors = burst.errors
@@ -450,11 +451,15 @@ class Router:
             self._dirty.update(dict.fromkeys(targets))
 
     def _tear(self, routes: Iterable[Route], cause: str, reason: GapReason = GapReason.RECONNECTED) -> None:
-        """Messages of these may be missing from here on, until they are confirmed again."""
+        """Messages of these may be missing from here on, until they are confirmed again; not of those
+        that the server was not told of."""
         lost: defaultdict[Mailbox, dict[Hashable, str]] = defaultdict(dict)
+        wire = self._wire
         for route in routes:
             target = route.target
-            is_on = self._wire_state(target) is Wire.ON
+            if (burst := wire.get(target)) is None:
+                continue
+            is_on = burst.wire is Wire.ON
             for mailbox in route.live_mailboxes():
                 # lost before and asked for again: messages may have come before it was confirmed
                 if is_on or mailbox.has_lost(target):
@@ -489,7 +494,8 @@ class Router:
 
         Unless those have changed their minds; then it is dirty, and the next `commands` sees to it.
         """
-        if not self._torn and not self._tickets and not self._reads:
+        has_reads = bool(self._reads)
+        if not self._tickets and not (is_on and (self._torn or has_reads)):
             return
         found: defaultdict[Mailbox, list[Target]] = defaultdict(list)
         wishes, torn, tickets = self._wishes, self._torn, self._tickets
@@ -498,9 +504,12 @@ class Router:
             if (route is not None) is not is_on:
                 continue
             if route is not None and torn:
-                for mailbox in route.mailboxes():
-                    found[mailbox].append(target)
-            if route is not None and self._reads:
+                if (only := route.only) is not None:  # without a call: 0.1 µs less for each
+                    found[only].append(target)
+                else:
+                    for mailbox in route.mailboxes():
+                        found[mailbox].append(target)
+            if route is not None and has_reads:
                 for trail in route.trails():
                     self._reads.set_out(trail)
             if tickets:

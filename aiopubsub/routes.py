@@ -174,10 +174,12 @@ class Route:
             return (self.only,)
         return itertools.chain.from_iterable(group.mailboxes for group in self.groups.values())
 
-    def live_mailboxes(self) -> Iterator[Mailbox]:
+    def live_mailboxes(self) -> Iterable[Mailbox]:
         """Those of them that have nothing but pushes."""
-        for group in self.groups.values():
-            yield from (mailbox for mailbox, trail in group.mailboxes.items() if trail is None)
+        if self.only is not None:
+            return (self.only,)
+        pairs = itertools.chain.from_iterable(group.mailboxes.items() for group in self.groups.values())
+        return [mailbox for mailbox, trail in pairs if trail is None]
 
     def count_malformed(self) -> None:
         """A message looked like a frame and is none."""
