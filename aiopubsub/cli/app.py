@@ -5,6 +5,7 @@ Lives here: words. Must not live here: work; each command has a file of its own.
 
 from __future__ import annotations
 
+from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated
@@ -19,11 +20,19 @@ __all__ = ["app"]
 
 app: typer.Typer = typer.Typer(
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,  # they would show what variables hold, passwords included
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class Format(Enum):
+    """What `sub` prints."""
+
+    text = "text"
+    json = "json"
+    hex = "hex"
+
 
 _EXITS = (
     "Exit status: 0 when it did what was asked, 1 when the server or the system failed, 2 when the "
@@ -138,8 +147,45 @@ def sub(
     ] = False,
     count: Annotated[
         int | None,
-        typer.Option("--count", "-n", min=1, help="End after so many messages.", show_default=False),
+        typer.Option(
+            "--count", "-n", min=1, help="End after so many that were printed.", show_default=False
+        ),
     ] = None,
+    seconds: Annotated[
+        float | None,
+        typer.Option(metavar="S", min=0.001, help="End after so many seconds.", show_default=False),
+    ] = None,
+    form: Annotated[
+        Format,
+        typer.Option(
+            "--format",
+            "-f",
+            help="text: bytes as they are. json: an object a line with channel, data (or data_base64), "
+            "headers and position; gaps are lines too. hex: two digits a byte.",
+        ),
+    ] = Format.text,
+    grep: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--grep",
+            "-g",
+            metavar="REGEX",
+            help="Print messages in whose text this is found. Given again, all of them have to be.",
+            show_default=False,
+        ),
+    ] = None,
+    header: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=VALUE",
+            help="Print messages with this header.",
+            show_default=False,
+        ),
+    ] = None,
+    rate: Annotated[
+        bool,
+        typer.Option("--rate", help="Say on stderr each second how many messages and bytes came."),
+    ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
@@ -175,7 +221,20 @@ def sub(
     connect_timeout: ConnectTimeout = 5.0,
 ) -> None:
     """`aiopubsub sub`."""
-    wanted = Wanted(channels, pattern, history, since or (), name, count, verbose)
+    wanted = Wanted(
+        channels,
+        is_pattern=pattern,
+        has_history=history,
+        since=since or (),
+        name=name,
+        count=count,
+        is_verbose=verbose,
+        form=form.value,
+        grep=grep or (),
+        headers=header or (),
+        seconds=seconds,
+        tells_rates=rate,
+    )
     run(subscribe(Place(url, embedded, connect_timeout), wanted))
 
 

@@ -1,14 +1,18 @@
 """`aiopubsub sub`: print what is published.
 
-Lives here: the form of a line, the sentence for a gap, where to go on from. Must not live here: options
-(`app`), connections (`runner`). `app` calls; `chat` shares the sentence.
+Lives here: what is printed and until when, the sentence for a gap, where to go on from. Must not live
+here: options (`app`), connections (`runner`), the form of a line (`lines`). `app` calls; `chat` shares
+the sentence.
 """
 
 from __future__ import annotations
 
+import asyncio
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import typer
 
@@ -20,7 +24,8 @@ from aiopubsub.since import BEGINNING
 from aiopubsub.subscriber import Subscriber
 from aiopubsub.topic import History, Pattern, Subscribable, Topic
 
-from .runner import BadInput, Place, bad_input, tell
+from .lines import Form, form_of
+from .runner import BadInput, Place, bad_input, tell, until_first
 from .streams import Writer, is_terminal, visible
 
 __all__ = ["Wanted", "gap_sentence", "subscribe"]
@@ -36,8 +41,13 @@ class Wanted:
         has_history: Whether to follow their histories; `since` and `name` say so too.
         since: Positions, each of one of the channels, and `"beginning"` for the others.
         name: Of the durable cursor, or `None`.
-        count: How many messages; `None` for all.
+        count: How many messages are printed; `None` for all.
         is_verbose: Whether to print where a message comes from.
+        form: `"text"`, `"json"` or `"hex"`.
+        grep: Regular expressions; a message is printed if each is found in its text.
+        headers: `NAME=VALUE`; a message is printed if it has all of them.
+        seconds: After which to end; `None` for never.
+        tells_rates: Whether to say each second how much came.
     """
 
     channels: Sequence[str]
@@ -47,6 +57,11 @@ class Wanted:
     name: str | None = None
     count: int | None = None
     is_verbose: bool = False
+    form: str = "text"
+    grep: Sequence[str] = ()
+    headers: Sequence[str] = ()
+    seconds: float | None = None
+    tells_rates: bool = False
 
     @property
     def follows_history(self) -> bool:
@@ -101,8 +116,10 @@ async def subscribe(place: Place, wanted: Wanted) -> None:
     """
     with bad_input():
         topics, since = wanted.topics(), wanted.starts()
+        chosen = _Chosen(wanted)
     writer = Writer()
-    write_line = _form(wanted)
+    form = form_of(wanted.form, has_place=wanted.is_verbose, has_position=wanted.follows_history)
+    rate = _Rate()
     async with (
         place.client() as client,
         Subscriber(client, *topics, since=since, name=wanted.name) as subscriber,
@@ -112,7 +129,12 @@ async def subscribe(place: Place, wanted: Wanted) -> None:
             if is_terminal(sys.stderr):
                 names = ", ".join(visible(name) for name in wanted.channels)
                 typer.secho(f"subscribed to {names}; Ctrl-C ends", err=True, dim=True)
-            await _print(subscriber, wanted, writer, write_line, stands)
+            beside: list[Coroutine[Any, Any, None]] = []
+            if wanted.seconds is not None:
+                beside.append(_drain_after(wanted.seconds, subscriber))
+            if wanted.tells_rates:
+                beside.append(rate.tell())
+            await until_first(_print(subscriber, wanted, writer, form, chosen, rate, stands), *beside)
         finally:
             stands.tell()
 
@@ -121,16 +143,23 @@ async def _print(
     subscriber: Subscriber[bytes],
     wanted: Wanted,
     writer: Writer,
-    write_line: Callable[[Message[bytes]], bytes],
+    form: Form,
+    chosen: _Chosen,
+    rate: _Rate,
     stands: _Stands,
 ) -> None:
     left = wanted.count
     async for event in subscriber.events():
         if isinstance(event, Message):
-            writer.add(write_line(event))
-            left = None if left is None else left - 1
+            rate.count(len(event.payload))
+            if event in chosen:
+                writer.add(form.message(event))
+                left = None if left is None else left - 1
         elif isinstance(event, Gap):
-            tell(gap_sentence(event))
+            if line := form.gap(event):
+                writer.add(line)
+            else:
+                tell(gap_sentence(event))
         # a cursor counts a message as done when the next one is asked for: it must be out by then
         if left == 0 or writer.is_full or not subscriber.stats.buffered or wanted.name is not None:
             await writer.flush()
@@ -138,6 +167,56 @@ async def _print(
         if left == 0:
             await subscriber.done()
             return
+
+
+async def _drain_after(seconds: float, subscriber: Subscriber[bytes]) -> None:
+    """End it when the time is over; what came until then is printed."""
+    await asyncio.sleep(seconds)
+    await subscriber.drain()
+
+
+class _Chosen:
+    """Which messages are printed.
+
+    Raises:
+        BadInput: What they are chosen by cannot be read.
+    """
+
+    def __init__(self, wanted: Wanted) -> None:
+        self._headers: dict[str, str] = {}
+        for text in wanted.headers:
+            name, is_there, value = text.partition("=")
+            if not is_there:
+                raise BadInput(f"--header: {visible(text)} is not NAME=VALUE")
+            self._headers[name] = value
+        try:
+            self._searches = [re.compile(text).search for text in wanted.grep]
+        except re.error as error:
+            raise BadInput(f"--grep: {error}") from error
+
+    def __contains__(self, message: Message[bytes]) -> bool:
+        if any(message.headers.get(name) != value for name, value in self._headers.items()):
+            return False
+        return not self._searches or all(search(message.text) for search in self._searches)
+
+
+class _Rate:
+    """How much comes: all of it, whether it is printed or not."""
+
+    def __init__(self) -> None:
+        self._messages = self._bytes = 0
+
+    def count(self, size: int) -> None:
+        """A message of so many bytes has come."""
+        self._messages += 1
+        self._bytes += size
+
+    async def tell(self) -> None:
+        """Say each second how much came in it."""
+        while True:
+            messages, size = self._messages, self._bytes
+            await asyncio.sleep(1)
+            tell(f"{self._messages - messages:,} messages/s, {self._bytes - size:,} bytes/s")
 
 
 class _Stands:
@@ -194,22 +273,3 @@ def _reason(gap: Gap) -> str:
         last = "message" if gap.withdrawn == 1 else f"{gap.withdrawn} messages"
         return f"the server has forgotten the last {last} printed here"
     return _REASONS[gap.reason]
-
-
-def _form(wanted: Wanted) -> Callable[[Message[bytes]], bytes]:
-    """How a message becomes a line: its bytes as they are, but harmless where a person looks."""
-
-    def place_of(message: Message[bytes], channel: str) -> str:
-        if not wanted.is_verbose:
-            return ""
-        return f"{channel}\t{message.position or '-'}\t" if wanted.follows_history else f"{channel}\t"
-
-    def raw(message: Message[bytes]) -> bytes:
-        return (
-            place_of(message, message.channel).encode("utf-8", "surrogateescape") + message.payload + b"\n"
-        )
-
-    def shown(message: Message[bytes]) -> bytes:
-        return f"{place_of(message, visible(message.channel))}{visible(message.payload)}\n".encode()
-
-    return shown if is_terminal(sys.stdout) else raw

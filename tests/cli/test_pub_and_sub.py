@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import redis
 
+from aiopubsub.frame import frame
 from aiopubsub.testing import Server
-from tests.cli.process import Cli, run, wait_for_patterns, wait_for_subscribers
+from tests.cli.process import ROOT, Cli, environment, run, wait_for_patterns, wait_for_subscribers
 
 
 def test_messages_come_out_as_they_went_in(valkey: Server) -> None:
@@ -134,6 +139,120 @@ def test_what_was_lost_is_said(valkey: Server) -> None:
         wait_for_subscribers(valkey, "c11")
         admin.publish("c11", "after")
         assert sub.out.until(b"\n") == b"after\n"
+
+
+def test_lines_of_json(valkey: Server) -> None:
+    """Everything that a message has is in its object; what is not UTF-8 is in base64; a gap is a line."""
+    with (
+        Cli("sub", "-p", "j?", "-f", "json", "--url", valkey.url) as sub,
+        redis.Redis(port=valkey.port) as r,
+    ):
+        wait_for_patterns(valkey)
+        r.publish("j1", "grüße\n")
+        r.publish("j2", b"\xff")
+        r.publish("j1", frame(b"x", {"trace": "7"}))
+        lines = [json.loads(sub.out.until(b"\n")) for _ in range(3)]
+        assert lines == [
+            {"channel": "j1", "pattern": "j?", "data": "grüße\n"},
+            {"channel": "j2", "pattern": "j?", "data_base64": "/w=="},
+            {"channel": "j1", "pattern": "j?", "data": "x", "headers": {"trace": "7"}},
+        ]
+        r.client_kill_filter(_type="pubsub")
+        gap = json.loads(sub.out.until(b"\n"))
+        assert (gap["gap"], gap["channels"], gap["missed"]) == ("reconnected", ["j?"], None)
+        assert b"messages may be missing" not in sub.err.seen
+
+
+def test_positions_in_json(valkey: Server) -> None:
+    """They can be given as `--since`."""
+    assert run("pub", "--history", "j3", "a", "b", "--url", valkey.url).returncode == 0
+    told = run("sub", "j3", "--since", "beginning", "-n", "1", "-f", "json", "--url", valkey.url)
+    position = json.loads(told.stdout)["position"]
+    told = run("sub", "j3", "--since", position, "-n", "1", "--url", valkey.url)
+    assert told.stdout == b"b\n"
+
+
+def test_hex(valkey: Server) -> None:
+    """Two digits a byte, and the channel if it is wanted."""
+    with Cli("sub", "x1", "-v", "-f", "hex", "-n", "2", "--url", valkey.url) as sub:
+        wait_for_subscribers(valkey, "x1")
+        with redis.Redis(port=valkey.port) as admin:
+            admin.publish("x1", b"\x00a\n")
+            admin.publish("x1", b"")
+        assert sub.out.rest() == b"x1\t00 61 0a\nx1\t\n"
+
+
+def test_what_is_printed_is_chosen(valkey: Server) -> None:
+    """By regular expressions, all of which have to be found, and by headers; the rest does not count."""
+    choice = ("-g", "r[aä]t", "-g", "!$", "--header", "to=me", "--count", "2")
+    with Cli("sub", "g1", *choice, "--url", valkey.url) as sub, redis.Redis(port=valkey.port) as admin:
+        wait_for_subscribers(valkey, "g1")
+        for text, to in [("rät!", "me"), ("rat", "me"), ("rot!", "me"), ("rat!", "you"), ("Brat!", "me")]:
+            admin.publish("g1", frame(text.encode(), {"to": to}))
+        assert sub.status() == 0
+        assert sub.out.rest() == "rät!\nBrat!\n".encode()
+
+
+def test_it_ends_after_so_many_seconds(valkey: Server) -> None:
+    """With status 0, and with what came until then."""
+    with Cli("sub", "t1", "--seconds", "3", "--url", valkey.url) as sub:
+        wait_for_subscribers(valkey, "t1")
+        with redis.Redis(port=valkey.port) as admin:
+            admin.publish("t1", "in time")
+        assert sub.status() == 0
+        assert (sub.out.rest(), sub.err.rest()) == (b"in time\n", b"")
+
+
+def test_rates(valkey: Server) -> None:
+    """Each second how much came, printed or not."""
+    with Cli("sub", "r1", "--rate", "-g", "nothing", "--url", valkey.url) as sub:
+        wait_for_subscribers(valkey, "r1")
+        with redis.Redis(port=valkey.port) as admin:
+            admin.publish("r1", "x" * 1234)
+        sub.err.until(b"aiopubsub: 1 messages/s, 1,234 bytes/s\n")
+        sub.err.until(b"aiopubsub: 0 messages/s, 0 bytes/s\n")
+        sub.signal(signal.SIGINT)
+        assert (sub.status(), sub.out.rest()) == (130, b"")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--grep", "("), b"--grep: missing ), unterminated subpattern at position 0"),
+        (("--header", "trace"), b"--header: trace is not NAME=VALUE"),
+        (("--format", "xml"), b"'xml' is not one of 'text', 'json', 'hex'"),
+        (("--seconds", "0"), b"0.001"),
+    ],
+)
+def test_choices_that_cannot_be_read(options: tuple[str, str], said: bytes) -> None:
+    """A sentence, and status 2; no server is asked for."""
+    told = run("sub", "c", *options, "--url", "redis://127.0.0.1:1")
+    assert (told.returncode, told.stdout) == (2, b"")
+    assert said in b" ".join(told.stderr.replace("│".encode(), b"").split())
+
+
+def test_bash_completes(tmp_path: Path) -> None:
+    """Bash itself, with the script that `--show-completion` prints, completes commands and options."""
+    bin_ = tmp_path / "aiopubsub"
+    bin_.write_text(f'#!/bin/sh\nexec {sys.executable} -m aiopubsub "$@"\n')
+    bin_.chmod(0o755)
+    script = f"""
+        export PATH={tmp_path}:$PATH
+        eval "$(_AIOPUBSUB_COMPLETE=source_bash aiopubsub)"
+        complete -p aiopubsub >/dev/null || exit 1
+        fill() {{
+            COMP_WORDS=("$@")
+            COMP_CWORD=$(($# - 1))
+            _aiopubsub_completion aiopubsub
+            echo "${{COMPREPLY[@]}}"
+        }}
+        fill aiopubsub do
+        fill aiopubsub sub --format j
+    """
+    told = subprocess.run(
+        ["bash", "-c", script], check=False, capture_output=True, env=environment(), timeout=60, cwd=ROOT
+    )
+    assert told.stdout.split() == [b"doctor", b"json"], told.stderr
 
 
 def test_a_terminal_is_not_driven_by_messages(valkey: Server) -> None:
