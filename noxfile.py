@@ -29,6 +29,9 @@ GROUPS: dict[str, list[str]] = PROJECT["dependency-groups"]
 PARALLEL = ("-n2", "--dist=worksteal")
 """Two at a time on any machine: tests of what takes how long share their cores with one other."""
 
+BUSY = ("-n3", "--dist=worksteal")
+"""For tests of what happens, whenever that is: a third of their time they wait for processes."""
+
 
 @nox.session
 @nox.parametrize(
@@ -51,7 +54,7 @@ def tests(session: nox.Session, chosen: str, folders: list[str]) -> None:
         f"--ignore=tests/{path}"
         for path in ("fault", "chaos", "browser", "test_tutorial.py", "test_plugin.py")
     )
-    session.run("pytest", *PARALLEL, *apart, "-k", chosen, *folders, *session.posargs)
+    session.run("pytest", *BUSY, *apart, "-k", chosen, *folders, *session.posargs)
 
 
 @nox.session
@@ -83,7 +86,7 @@ def lowest(session: nox.Session) -> None:
     pins = [requirement.replace(">=", "==") for requirement in PROJECT["project"]["dependencies"]]
     session.install("-e", ".[cli,server]", *pins, *GROUPS["test"], "pytest-xdist>=3.6")
     chosen = "not uvloop and not redis62 and not redis7 and not cluster7"  # one kind of server is enough
-    session.run("pytest", *PARALLEL, "-k", chosen, "tests/unit", "tests/contract", *session.posargs)
+    session.run("pytest", *BUSY, "-k", chosen, "tests/unit", "tests/contract", *session.posargs)
 
 
 @nox.session
