@@ -119,60 +119,87 @@ async def subscribe(place: Place, wanted: Wanted) -> None:
         chosen = _Chosen(wanted)
     writer = Writer()
     form = form_of(wanted.form, has_place=wanted.is_verbose, has_position=wanted.follows_history)
-    rate = _Rate()
     async with (
         place.client() as client,
         Subscriber(client, *topics, since=since, name=wanted.name) as subscriber,
     ):
-        stands = _Stands(wanted, subscriber)
+        printing = _Printing(subscriber, wanted, writer, form, chosen)
         try:
             if is_terminal(sys.stderr):
                 names = ", ".join(visible(name) for name in wanted.channels)
                 typer.secho(f"subscribed to {names}; Ctrl-C ends", err=True, dim=True)
             beside: list[Coroutine[Any, Any, None]] = []
             if wanted.seconds is not None:
-                beside.append(_drain_after(wanted.seconds, subscriber))
+                beside.append(printing.end_after(wanted.seconds))
             if wanted.tells_rates:
-                beside.append(rate.tell())
-            await until_first(_print(subscriber, wanted, writer, form, chosen, rate, stands), *beside)
+                beside.append(printing.rate.tell())
+            await until_first(printing.run(), *beside)
         finally:
-            stands.tell()
+            printing.stands.tell()
 
 
-async def _print(
-    subscriber: Subscriber[bytes],
-    wanted: Wanted,
-    writer: Writer,
-    form: Form,
-    chosen: _Chosen,
-    rate: _Rate,
-    stands: _Stands,
-) -> None:
-    left = wanted.count
-    async for event in subscriber.events():
-        if isinstance(event, Message):
-            rate.count(len(event.payload))
-            if event in chosen:
-                writer.add(form.message(event))
-                left = None if left is None else left - 1
-        elif isinstance(event, Gap):
-            if line := form.gap(event):
-                writer.add(line)
-            else:
-                tell(gap_sentence(event))
-        # a cursor counts a message as done when the next one is asked for: it must be out by then
-        if left == 0 or writer.is_full or not subscriber.stats.buffered or wanted.name is not None:
-            await writer.flush()
-            stands.note()
-        if left == 0:
-            await subscriber.done()
-            return
+class _Printing:
+    """One run of it, from the first message to the last.
 
+    Attributes:
+        rate: How much comes.
+        stands: How far it is.
+    """
 
-async def _drain_after(seconds: float, subscriber: Subscriber[bytes]) -> None:
-    """End it when the time is over; what came until then is printed."""
-    await asyncio.sleep(seconds)
-    await subscriber.drain()
+    def __init__(
+        self,
+        subscriber: Subscriber[bytes],
+        wanted: Wanted,
+        writer: Writer,
+        form: Form,
+        chosen: _Chosen,
+    ) -> None:
+        self._subscriber = subscriber
+        self._wanted = wanted
+        self._writer = writer
+        self._form = form
+        self._chosen = chosen
+        self._left = wanted.count
+        self._is_over = False
+        self.rate: _Rate = _Rate()
+        self.stands: _Stands = _Stands(wanted, subscriber)
+
+    async def run(self) -> None:
+        """Print until as many are printed as are wanted, or it is ended."""
+        subscriber, writer = self._subscriber, self._writer
+        async for event in subscriber.events():
+            if isinstance(event, Message):
+                self._add(event)
+            elif isinstance(event, Gap):
+                self._report(event)
+            is_last = self._left == 0 or self._is_over
+            # a cursor counts a message as done when the next one is asked for: it must be out by then
+            has_name = self._wanted.name is not None
+            if is_last or writer.is_full or not subscriber.stats.buffered or has_name:
+                await writer.flush()
+                self.stands.note()
+            if is_last:
+                await subscriber.done()
+                return
+
+    async def end_after(self, seconds: float) -> None:
+        """When the time is over, end it after what came until then; in a history at once, because much
+        may be left in it."""
+        await asyncio.sleep(seconds)
+        self._is_over = self._wanted.follows_history
+        await self._subscriber.drain()
+
+    def _add(self, message: Message[bytes]) -> None:
+        self.rate.count(len(message.payload))
+        if message in self._chosen:
+            self._writer.add(self._form.message(message))
+            self._left = None if self._left is None else self._left - 1
+
+    def _report(self, gap: Gap) -> None:
+        if line := self._form.gap(gap):
+            self._writer.add(line)
+        else:
+            tell(gap_sentence(gap))
 
 
 class _Chosen:

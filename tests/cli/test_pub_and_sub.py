@@ -203,6 +203,18 @@ def test_it_ends_after_so_many_seconds(valkey: Server) -> None:
         assert (sub.out.rest(), sub.err.rest()) == (b"in time\n", b"")
 
 
+def test_a_long_history_does_not_hold_up_the_end(valkey: Server) -> None:
+    """It is not read to its end, whatever is printed of it."""
+    count = 100_000
+    kept = run("pub", "--history", "t2", "--size", str(count), "--url", valkey.url, stdin=b"x\n" * count)
+    assert kept.returncode == 0
+    told = run("sub", "t2", "--since", "beginning", "--seconds", "0.001", "--url", valkey.url)
+    assert told.returncode == 0
+    assert told.stdout.count(b"x") < count
+    with Cli("sub", "t2", "--history", "--seconds", "0.001", "--url", valkey.url) as idle:
+        assert (idle.status(), idle.out.rest()) == (0, b"")
+
+
 def test_rates(valkey: Server) -> None:
     """Each second how much came, printed or not."""
     with Cli("sub", "r1", "--rate", "-g", "nothing", "--url", valkey.url) as sub:

@@ -43,10 +43,6 @@ def mailbox(buffer: int = 1_000_000, overflow: Overflow = Overflow.DROP_OLDEST) 
     )
 
 
-def ticket() -> Ticket:
-    return Ticket()
-
-
 Key = tuple[str, str]
 """What a server knows of a subscription: `"channel"` or `"pattern"`, and its name."""
 
@@ -515,7 +511,7 @@ def topics(count: int) -> list[Topic[bytes]]:
 
 def test_channels_are_asked_for_in_batches() -> None:
     """1025 channels are three commands, after a reconnect too."""
-    talk, box, done = Talk(), mailbox(), ticket()
+    talk, box, done = Talk(), mailbox(), Ticket()
     talk.router.add(box, topics(2 * BATCH + 1), done)
     assert [len(command) - 1 for command in talk.settle()] == [BATCH, BATCH, 1]
     assert done.is_done
@@ -530,7 +526,7 @@ def test_the_bytes_of_a_burst() -> None:
     """Each command has its fence, channels and patterns have their own commands."""
     router, box = Router(Push), mailbox()
     router.begin()
-    router.add(box, [Topic("a"), Pattern("a*"), Topic("ä")], ticket())
+    router.add(box, [Topic("a"), Pattern("a*"), Topic("ä")], Ticket())
     assert router.commands() == [
         (b"SUBSCRIBE", b"a", "ä".encode()),
         (b"PING", b"1"),
@@ -542,7 +538,7 @@ def test_the_bytes_of_a_burst() -> None:
 
 def test_one_forbidden_channel_is_found_in_one_round() -> None:
     """A batch that fails is asked again channel by channel, once; the others are not affected."""
-    talk, box, done = Talk("c7"), mailbox(), ticket()
+    talk, box, done = Talk("c7"), mailbox(), Ticket()
     talk.router.add(box, topics(BATCH + 10), done)
     sent = talk.settle()
     assert [len(command) - 1 for command in sent] == [BATCH, 10] + [1] * BATCH
@@ -554,8 +550,8 @@ def test_one_forbidden_channel_is_found_in_one_round() -> None:
 
 def test_a_refused_channel_is_not_asked_for_again() -> None:
     """Neither later nor on the next connection: only a new wish asks again."""
-    talk, box, again = Talk("c0"), mailbox(), ticket()
-    talk.router.add(box, topics(2), ticket())
+    talk, box, again = Talk("c0"), mailbox(), Ticket()
+    talk.router.add(box, topics(2), Ticket())
     talk.settle()
     talk.cut()
     assert talk.settle() == [(b"SUBSCRIBE", b"c1")]
@@ -569,8 +565,8 @@ def test_a_refused_channel_is_not_asked_for_again() -> None:
 def test_an_established_channel_that_is_refused_is_told_in_band() -> None:
     """After a reconnect nobody waits for a ticket: the refusal follows the gap."""
     talk, box, other = Talk(), mailbox(), mailbox()
-    talk.router.add(box, topics(2), ticket())
-    talk.router.add(other, topics(2)[1:], ticket())
+    talk.router.add(box, topics(2), Ticket())
+    talk.router.add(other, topics(2)[1:], Ticket())
     talk.settle()
     talk.forbidden.add(("channel", "c0"))
     talk.cut()
@@ -587,14 +583,14 @@ def test_an_established_channel_that_is_refused_is_told_in_band() -> None:
 def test_what_was_taken_back_before_it_was_sent_is_not_sent() -> None:
     """A wish that comes and goes within a turn costs nothing, and its tickets are done."""
     talk, box = Talk(), mailbox()
-    added, removed, back = ticket(), ticket(), ticket()
+    added, removed, back = Ticket(), Ticket(), Ticket()
     talk.router.add(box, topics(1), added)
     talk.router.remove(box, topics(1), removed)
     assert talk.settle() == []
     assert (added.is_done, removed.is_done) == (True, True)
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
-    talk.router.remove(box, topics(1), removed := ticket())
+    talk.router.remove(box, topics(1), removed := Ticket())
     talk.router.add(box, topics(1), back)
     assert back.is_done
     assert talk.settle() == []
@@ -603,10 +599,10 @@ def test_what_was_taken_back_before_it_was_sent_is_not_sent() -> None:
 
 def test_a_wish_that_comes_back_waits_for_its_own_confirmation() -> None:
     """The answer to an UNSUBSCRIBE does not confirm a wish that was made after it."""
-    talk, box, back = Talk(), mailbox(), ticket()
-    talk.router.add(box, topics(1), ticket())
+    talk, box, back = Talk(), mailbox(), Ticket()
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
-    talk.router.remove(box, topics(1), left := ticket())
+    talk.router.remove(box, topics(1), left := Ticket())
     talk.server.inbox.extend(talk.router.commands())
     talk.router.add(box, topics(1), back)
     talk.server.run()
@@ -618,8 +614,8 @@ def test_a_wish_that_comes_back_waits_for_its_own_confirmation() -> None:
 
 def test_a_wish_that_goes_waits_until_it_is_forgotten() -> None:
     """The answer to a SUBSCRIBE does not tell that the server has forgotten."""
-    talk, box, left = Talk(), mailbox(), ticket()
-    talk.router.add(box, topics(1), ticket())
+    talk, box, left = Talk(), mailbox(), Ticket()
+    talk.router.add(box, topics(1), Ticket())
     talk.server.inbox.extend(talk.router.commands())
     talk.router.remove(box, topics(1), left)
     talk.server.run()
@@ -634,7 +630,7 @@ def test_a_fence_is_done_after_what_was_sent_before_it() -> None:
     talk, box = Talk(), mailbox()
     there: list[int] = []
     fence = Ticket(lambda: there.append(box.buffered))
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     talk.server.publish("c0", b"x")
     talk.router.fence(fence)
@@ -642,10 +638,10 @@ def test_a_fence_is_done_after_what_was_sent_before_it() -> None:
     talk.settle()
     assert fence.is_done
     assert there == [1]
-    talk.router.fence(cut := ticket())
+    talk.router.fence(cut := Ticket())
     talk.router.end()
     assert cut.is_done
-    talk.router.fence(offline := ticket())
+    talk.router.fence(offline := Ticket())
     assert offline.is_done
 
 
@@ -653,7 +649,7 @@ def test_a_ping_tells_when_all_before_its_answer_is_here() -> None:
     """Whoever asked is called back after what the server had sent before; also if no answer will come."""
     talk, box = Talk(), mailbox()
     there: list[int] = []
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     talk.server.publish("c0", b"x")
     talk.router.ping(lambda: there.append(box.buffered))
@@ -669,9 +665,9 @@ def test_the_subject_names_a_few() -> None:
     """What is subscribed, for people: three names at most, with a sign that there are more."""
     talk, box = Talk(), mailbox()
     assert talk.router.subject == ""
-    talk.router.add(box, [Topic("a"), Pattern("b*"), Topic("c")], ticket())
+    talk.router.add(box, [Topic("a"), Pattern("b*"), Topic("c")], Ticket())
     assert talk.router.subject == "'a', 'c', 'b*'"
-    talk.router.add(box, [Topic("d")], ticket())
+    talk.router.add(box, [Topic("d")], Ticket())
     assert talk.router.subject == "'a', 'c', 'd', …"
 
 
@@ -679,7 +675,7 @@ def test_the_subject_names_a_few() -> None:
 def test_a_loss_in_the_midst_of_subscribing_again_is_a_gap_at_its_own_place(confirmed: int) -> None:
     """What came before all was confirmed again lies between two gaps, not after the only one."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, topics(BATCH + 1), ticket())
+    talk.router.add(box, topics(BATCH + 1), Ticket())
     talk.settle()
     talk.cut()
     talk.server.inbox.extend(talk.router.commands())
@@ -702,7 +698,7 @@ def test_a_loss_in_the_midst_of_subscribing_again_is_a_gap_at_its_own_place(conf
 def test_a_gap_knows_how_the_connection_was_lost() -> None:
     """The reason of the session's end is the cause of the gap."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     talk.router.end("reset by peer")
     talk.begin()
@@ -715,9 +711,9 @@ def test_a_gap_knows_how_the_connection_was_lost() -> None:
 def test_mailboxes_with_equal_topics_share_a_message() -> None:
     """One object for all whose topics are equal, another for another codec; headers are unpacked once."""
     talk, boxes = Talk(), [mailbox() for _ in range(3)]
-    talk.router.add(boxes[0], [Topic("c")], ticket())
-    talk.router.add(boxes[1], [Topic("c")], ticket())
-    talk.router.add(boxes[2], [Topic.text("c")], ticket())
+    talk.router.add(boxes[0], [Topic("c")], Ticket())
+    talk.router.add(boxes[1], [Topic("c")], Ticket())
+    talk.router.add(boxes[2], [Topic.text("c")], Ticket())
     talk.settle()
     talk.server.publish("c", frame(b"x", {"a": "b"}))
     talk.deliver()
@@ -733,7 +729,7 @@ def test_mailboxes_with_equal_topics_share_a_message() -> None:
 def test_a_channel_and_a_pattern_that_match_are_two_deliveries() -> None:
     """Each match is delivered once, with what matched; a channel's name need not be UTF-8."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, [Topic("ab"), Pattern("a*"), Pattern("*b")], ticket())
+    talk.router.add(box, [Topic("ab"), Pattern("a*"), Pattern("*b")], Ticket())
     talk.settle()
     talk.server.publish("ab", b"x")
     talk.deliver()
@@ -754,7 +750,7 @@ def test_a_reply_that_was_not_due(reply: object) -> None:
     """Anything but the fence that is due ends the session; what was said is not repeated."""
     router = Router(Push)
     router.begin()
-    router.add(mailbox(), topics(1), ticket())
+    router.add(mailbox(), topics(1), Ticket())
     with pytest.raises(OutOfStep, match="nobody asked for"):
         router.receive(deque([reply]))
     router.commands()
@@ -773,7 +769,7 @@ def test_an_error_that_nobody_asked_for() -> None:
 def test_pushes_of_other_kinds_and_of_others_are_passed_over() -> None:
     """What is not a message, and messages that nobody wants any more, are nothing to anybody."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     strange = [
         Push([b"invalidate", None]),
@@ -791,7 +787,7 @@ def test_a_turn_ends_after_so_many_deliveries() -> None:
     talk = Talk()
     boxes = [mailbox() for _ in range(600)]
     for box in boxes:
-        talk.router.add(box, topics(1), ticket())
+        talk.router.add(box, topics(1), Ticket())
     talk.settle()
     each = 75
     backlog = deque([Push([b"message", b"c0", b"%d" % n]) for n in range(each)])
@@ -816,7 +812,7 @@ def test_a_long_run_wakes_each_subscriber_once() -> None:
     boxes = [mailbox() for _ in range(300)]
     for box in boxes:
         box.wake = woken.append
-        talk.router.add(box, topics(1), ticket())
+        talk.router.add(box, topics(1), Ticket())
     talk.settle()
     count = 2 * STAGE // len(boxes)
     backlog = deque([Push([b"message", b"c0", b"%d" % n]) for n in range(count)])
@@ -830,7 +826,7 @@ def test_what_was_staged_is_there_before_the_gap() -> None:
     talk = Talk()
     boxes = [mailbox() for _ in range(TURN // WAKE_COST + 10)]
     for box in boxes:
-        talk.router.add(box, topics(1), ticket())
+        talk.router.add(box, topics(1), Ticket())
     talk.settle()
     assert talk.router.receive(deque([Push([b"message", b"c0", b"x"])]))
     assert not boxes[-1].buffered
@@ -845,8 +841,8 @@ def test_what_was_staged_is_there_before_the_gap() -> None:
 def test_mailboxes_with_several_routes_keep_the_order_of_the_server() -> None:
     """Whether a message goes to one mailbox or to many, each mailbox gets its messages in their order."""
     talk, wide, other = Talk(), mailbox(), mailbox()
-    talk.router.add(wide, [*topics(3), Pattern("c*")], ticket())
-    talk.router.add(other, [topics(2)[1], Pattern("c*", decode=bytes.decode)], ticket())
+    talk.router.add(wide, [*topics(3), Pattern("c*")], Ticket())
+    talk.router.add(other, [topics(2)[1], Pattern("c*", decode=bytes.decode)], Ticket())
     talk.settle()
     pushes: list[Push] = []
     for n in range(30):
@@ -867,7 +863,7 @@ def test_mailboxes_with_several_routes_keep_the_order_of_the_server() -> None:
 def test_a_mailbox_that_blocks_asks_to_stop() -> None:
     """What was read is taken; `is_stalled` says that no more should be, until it is called again."""
     talk, box = Talk(), mailbox(2, Overflow.BLOCK)
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     push = Push([b"message", b"c0", b"x"])
     talk.router.receive(deque([push, push]))
@@ -884,7 +880,7 @@ def test_a_mailbox_that_blocks_asks_to_stop() -> None:
 def test_a_failure_in_the_middle_of_a_batch_loses_nothing_of_it() -> None:
     """What came before the failure is there before the gap, and the next session is heard."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     with pytest.raises(IndexError):
         talk.router.receive(deque([Push([b"message", b"c0", b"1"]), Push([b"message", b"c0"])]))
@@ -901,7 +897,7 @@ def test_a_failure_in_the_middle_of_a_batch_loses_nothing_of_it() -> None:
 
 def test_closing_tells_whoever_waits() -> None:
     """Tickets are done with the error, mailboxes raise it and end; what comes later is told at once."""
-    router, box, waiting = Router(Push), mailbox(), ticket()
+    router, box, waiting = Router(Push), mailbox(), Ticket()
     router.add(box, topics(1), waiting)
     error = ConnectFailed("h:1", "WRONGPASS", permanent=True)
     router.close(error)
@@ -909,7 +905,7 @@ def test_closing_tells_whoever_waits() -> None:
     assert waiting.error is error
     assert list(iter(box.pop, None)) == [error]
     assert box.is_drained
-    router.add(mailbox(), topics(1), late := ticket())
+    router.add(mailbox(), topics(1), late := Ticket())
     assert late.is_done
     assert isinstance(late.error, ConnectFailed)
 
@@ -917,7 +913,7 @@ def test_closing_tells_whoever_waits() -> None:
 def test_closing_on_purpose_is_no_error_to_mailboxes() -> None:
     """When the client is closed, mailboxes just end, without a gap."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
     talk.settle()
     talk.router.close(Closed("Client"))
     talk.router.end()
@@ -928,8 +924,8 @@ def test_closing_on_purpose_is_no_error_to_mailboxes() -> None:
 def test_a_mailbox_that_was_forgotten_is_left_alone() -> None:
     """Closing does not end a mailbox that was let go."""
     talk, box = Talk(), mailbox()
-    talk.router.add(box, topics(1), ticket())
-    talk.router.remove(box, topics(1), ticket())
+    talk.router.add(box, topics(1), Ticket())
+    talk.router.remove(box, topics(1), Ticket())
     talk.router.forget(box)
     talk.router.close(Closed("Client"))
     assert not box.is_ended
@@ -938,12 +934,12 @@ def test_a_mailbox_that_was_forgotten_is_left_alone() -> None:
 def test_without_a_connection_nothing_is_said() -> None:
     """`commands` is empty before a session begins and after it has ended."""
     router = Router(Push)
-    router.add(mailbox(), topics(1), ticket())
+    router.add(mailbox(), topics(1), Ticket())
     assert router.commands() == []
     router.begin()
     assert len(router.commands()) == 2
     router.end()
-    router.add(mailbox(), topics(2), ticket())
+    router.add(mailbox(), topics(2), Ticket())
     assert router.commands() == []
 
 
@@ -1032,7 +1028,7 @@ class KeptTalk:
         topics = [Topic(name, history=History()) for name in names]
         trails = {topic: Trail(box, topic, since, lambda: 5.0) for topic in topics}
         box.on_room = lambda: self.router.make_use_of_room(box)
-        self.router.add(box, topics, done or ticket(), trails)
+        self.router.add(box, topics, done or Ticket(), trails)
         return {topic.name: trail for topic, trail in trails.items()}
 
 
@@ -1051,7 +1047,7 @@ def u(first: int, last: int) -> list[bytes]:
 
 def test_a_ticket_waits_until_the_trail_is_joined() -> None:
     """Confirmed is not enough: from the ticket on nothing is missed, so the history was asked."""
-    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk, box, done = KeptTalk(), mailbox(), Ticket()
     talk.publish("c", 3)
     talk.add(box, "c", done=done)
     assert [command[0] for command in talk.send()] == [b"SUBSCRIBE", b"PING"]
@@ -1070,7 +1066,7 @@ def test_a_ticket_waits_until_the_trail_is_joined() -> None:
 
 def test_a_channel_that_is_subscribed_already_is_read_at_once() -> None:
     """For a second mailbox nothing is subscribed again, and it joins exactly where it reads."""
-    talk, first, second, done = KeptTalk(), mailbox(), mailbox(), ticket()
+    talk, first, second, done = KeptTalk(), mailbox(), mailbox(), Ticket()
     talk.add(first, "c")
     talk.settle()
     talk.publish("c", 2)
@@ -1087,7 +1083,7 @@ def test_a_channel_that_is_subscribed_already_is_read_at_once() -> None:
 
 def test_no_more_than_so_many_read_at_a_time() -> None:
     """Their pages would fill the connection; the others wait, and each has its turn."""
-    talk, done = KeptTalk(), ticket()
+    talk, done = KeptTalk(), Ticket()
     boxes = [mailbox() for _ in range(3 * READS)]
     talk.publish("c", 40)
     for box in boxes:
@@ -1105,7 +1101,7 @@ def test_no_more_than_so_many_read_at_a_time() -> None:
 
 def test_unsubscribing_with_an_answer_outstanding() -> None:
     """The answer comes to nobody; what is behind it is not out of step, and the ticket is done."""
-    talk, box, other, added = KeptTalk(), mailbox(), mailbox(), ticket()
+    talk, box, other, added = KeptTalk(), mailbox(), mailbox(), Ticket()
     talk.publish("c", 2)
     talk.add(box, "c", since="beginning", done=added)
     talk.add(other, "d")
@@ -1113,7 +1109,7 @@ def test_unsubscribing_with_an_answer_outstanding() -> None:
     talk.run()
     talk.deliver()
     talk.send()  # asks
-    left = ticket()
+    left = Ticket()
     talk.router.remove(box, [kept("c")], left)
     assert added.is_done
     talk.settle()
@@ -1127,14 +1123,14 @@ def test_unsubscribing_with_an_answer_outstanding() -> None:
 
 def test_subscribing_again_with_an_old_answer_outstanding() -> None:
     """The answer to the trail that was left is not taken for one to the new trail."""
-    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk, box, done = KeptTalk(), mailbox(), Ticket()
     talk.publish("c", 2)
     talk.add(box, "c", since="beginning")
     talk.send()
     talk.run()
     talk.deliver()
     talk.send()
-    talk.router.remove(box, [kept("c")], ticket())
+    talk.router.remove(box, [kept("c")], Ticket())
     talk.add(box, "c", done=done)
     talk.settle()
     assert done.is_done
@@ -1145,7 +1141,7 @@ def test_subscribing_again_with_an_old_answer_outstanding() -> None:
 
 def test_a_connection_that_is_lost_with_an_answer_outstanding() -> None:
     """It reads again on the next one; there is no gap."""
-    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk, box, done = KeptTalk(), mailbox(), Ticket()
     talk.publish("c", 30)
     talk.add(box, "c", since="beginning", done=done)
     talk.send()
@@ -1167,7 +1163,7 @@ def test_mixed_topics_and_a_lost_connection() -> None:
     """The gap is for those that live from pushes alone."""
     talk, box = KeptTalk(), mailbox()
     talk.add(box, "kept")
-    talk.router.add(box, [Topic("plain")], ticket())
+    talk.router.add(box, [Topic("plain")], Ticket())
     talk.settle()
     talk.cut()
     talk.publish("kept")
@@ -1182,7 +1178,7 @@ def test_with_and_without_history_on_one_channel() -> None:
     """Each group gets its own objects: with a place where there is a history, the same payload for all."""
     talk, one, plain, other = KeptTalk(), mailbox(), mailbox(), mailbox()
     talk.add(one, "c")
-    talk.router.add(plain, [Topic("c")], ticket())
+    talk.router.add(plain, [Topic("c")], Ticket())
     talk.add(other, "c")
     talk.settle()
     talk.publish("c", 3)
@@ -1198,7 +1194,7 @@ def test_with_and_without_history_on_one_channel() -> None:
 @pytest.mark.parametrize("is_joined", [False, True])
 def test_a_history_that_may_not_be_read(is_joined: bool) -> None:
     """That is a topic which was refused: told to whoever waits, or in band, and it is left."""
-    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk, box, done = KeptTalk(), mailbox(), Ticket()
     if is_joined:
         talk.add(box, "c")
         talk.settle()
@@ -1220,7 +1216,7 @@ def test_a_history_that_may_not_be_read(is_joined: bool) -> None:
 
 def test_a_server_that_is_loading_while_a_trail_reads() -> None:
     """It has just started: the session ends, and the topic is not refused."""
-    talk, box, done = KeptTalk(), mailbox(), ticket()
+    talk, box, done = KeptTalk(), mailbox(), Ticket()
     talk.add(box, "c", done=done)
     talk.send()
     talk.run()
@@ -1264,21 +1260,21 @@ def test_a_drain_waits_until_all_is_read() -> None:
     talk.publish("c", 10)
     talk.add(box, "c", since="beginning")
     talk.settle()
-    talk.router.catch_up(box, reached := ticket())
+    talk.router.catch_up(box, reached := Ticket())
     assert not reached.is_done
     taken: list[Any] = []
     while not reached.is_done:
         taken += got(box)
         talk.settle()
     assert taken + got(box) == u(1, 10)
-    talk.router.catch_up(box, again := ticket())
+    talk.router.catch_up(box, again := Ticket())
     assert again.is_done
 
 
 @pytest.mark.parametrize("how", ["remove", "close", "refuse"])
 def test_nobody_waits_for_a_trail_that_is_no_more(how: str) -> None:
     """Tickets of joining and of catching up are done with it."""
-    talk, box, done, reached = KeptTalk(), mailbox(2), ticket(), ticket()
+    talk, box, done, reached = KeptTalk(), mailbox(2), Ticket(), Ticket()
     talk.publish("c", 10)
     talk.add(box, "c", since="beginning", done=done)
     talk.router.catch_up(box, reached)
@@ -1286,7 +1282,7 @@ def test_nobody_waits_for_a_trail_that_is_no_more(how: str) -> None:
     talk.run()
     talk.deliver()
     if how == "remove":
-        talk.router.remove(box, [kept("c")], ticket())
+        talk.router.remove(box, [kept("c")], Ticket())
     elif how == "close":
         talk.router.close(Closed("Client"))
         assert isinstance(done.error, Closed)
@@ -1327,7 +1323,7 @@ def test_a_trail_that_is_left_has_no_more_looks() -> None:
     talk.add(box, "c")
     talk.settle()
     assert talk.router.expire(0.0) < float("inf")
-    talk.router.remove(box, [kept("c")], ticket())
+    talk.router.remove(box, [kept("c")], Ticket())
     assert talk.router.expire(0.0) == float("inf")
     assert not talk.router._reads._audits
 
@@ -1343,7 +1339,7 @@ def test_nothing_is_left_over() -> None:
             talk.settle()
         else:
             talk.send()
-        talk.router.remove(box, [kept("c")], ticket())
+        talk.router.remove(box, [kept("c")], Ticket())
         talk.router.forget(box)
     talk.settle()
     router = talk.router
@@ -1392,7 +1388,7 @@ class Shard:
             self.say(*([] if error is None else [ErrorReply(error)]), token)
 
     def subscribed(self, box: Mailbox, *names: str) -> Ticket:
-        self.router.add(box, list(map(Topic, names)), done := ticket())
+        self.router.add(box, list(map(Topic, names)), done := Ticket())
         self.sent()
         self.answer()
         assert done.is_done
@@ -1422,7 +1418,7 @@ def gaps(box: Mailbox) -> list[Any]:
 def test_channels_of_several_slots_have_commands_and_fences_of_their_own() -> None:
     """A server would refuse them together; what it says to one tells nothing of the others."""
     shard, box = Shard(), mailbox()
-    shard.router.add(box, [Topic("{a}1"), Topic("b"), Topic("{a}2"), Topic("c", sharded=False)], ticket())
+    shard.router.add(box, [Topic("{a}1"), Topic("b"), Topic("{a}2"), Topic("c", sharded=False)], Ticket())
     assert shard.router.commands() == [
         (b"SUBSCRIBE", b"c"),
         (b"PING", b"1"),
@@ -1435,7 +1431,7 @@ def test_channels_of_several_slots_have_commands_and_fences_of_their_own() -> No
 
 def test_a_burst_of_every_kind_of_answer() -> None:
     """What moved, what nobody serves, and what is forbidden is told; what was confirmed is subscribed."""
-    shard, box, done = Shard(), mailbox(), ticket()
+    shard, box, done = Shard(), mailbox(), Ticket()
     names = ["{a}1", "{a}2", "b", "{c}1", "{c}2", "d"]
     shard.router.add(box, list(map(Topic, names)), done)
     assert len(shard.sent()) == 4
@@ -1446,7 +1442,7 @@ def test_a_burst_of_every_kind_of_answer() -> None:
     assert not done.is_done
     assert done.refused == {"{c}1": "NOPERM no"}
     assert shard.sent() == []
-    shard.router.remove(box, [Topic("d"), Topic("{c}2"), Topic("b")], gone := ticket())
+    shard.router.remove(box, [Topic("d"), Topic("{c}2"), Topic("b")], gone := Ticket())
     assert shard.sent() == [(b"SUNSUBSCRIBE", b"d"), (b"SUNSUBSCRIBE", b"{c}2")]
     shard.answer()
     assert gone.is_done
@@ -1480,7 +1476,7 @@ def test_a_server_that_says_that_we_have_left() -> None:
     """As we asked: that is neither a gap, nor the end of it; the fence is."""
     shard, box = Shard(), mailbox()
     shard.subscribed(box, "a", "b")
-    shard.router.remove(box, [Topic("a")], gone := ticket())
+    shard.router.remove(box, [Topic("a")], gone := Ticket())
     assert shard.sent() == [(b"SUNSUBSCRIBE", b"a")]
     [token] = shard.tokens
     shard.say(left("a"))
@@ -1495,10 +1491,10 @@ def test_a_server_that_says_that_we_had_left_when_we_have_come_back() -> None:
     """What was asked later counts: the channel is not asked for a third time."""
     shard, box = Shard(), mailbox()
     shard.subscribed(box, "a")
-    shard.router.remove(box, [Topic("a")], gone := ticket())
+    shard.router.remove(box, [Topic("a")], gone := Ticket())
     shard.sent()
     [first] = shard.tokens
-    shard.router.add(box, [Topic("a")], back := ticket())
+    shard.router.add(box, [Topic("a")], back := Ticket())
     assert shard.sent() == [(b"SSUBSCRIBE", b"a")]
     [second] = shard.tokens
     shard.say(left("a"))
@@ -1516,7 +1512,7 @@ def test_a_server_that_says_that_we_had_left_when_we_have_come_back() -> None:
 
 def test_a_slot_that_leaves_while_its_channel_is_asked_for() -> None:
     """It is asked for again; nothing was missed, because nothing had been confirmed."""
-    shard, box, done = Shard(), mailbox(), ticket()
+    shard, box, done = Shard(), mailbox(), Ticket()
     shard.router.add(box, [Topic("a")], done)
     shard.sent()
     [first] = shard.tokens
@@ -1538,7 +1534,7 @@ def test_a_move_is_one_gap(is_told: bool) -> None:
     old, new, box, other = Shard(), Shard(), mailbox(), mailbox()
     names = ["{a}1", "{a}2", "{a}3"]
     old.subscribed(box, *names, "b")
-    old.router.add(other, [Topic("{a}1"), Topic("{a}4")], waiting := ticket())
+    old.router.add(other, [Topic("{a}1"), Topic("{a}4")], waiting := Ticket())
     asked = old.sent()
     if is_told:
         [token] = old.tokens
@@ -1599,7 +1595,7 @@ def test_what_nobody_wants_does_not_move() -> None:
     """It may have been taken back since somebody thought so."""
     old, new, box = Shard(), Shard(), mailbox()
     old.subscribed(box, "a")
-    old.router.remove(box, [Topic("a")], gone := ticket())
+    old.router.remove(box, [Topic("a")], gone := Ticket())
     old.router.move([target("a"), target("b")], new.router, "it went")
     assert new.sent() == []
     assert old.sent() == [(b"SUNSUBSCRIBE", b"a")]
@@ -1610,7 +1606,7 @@ def test_what_nobody_wants_does_not_move() -> None:
 @pytest.mark.parametrize("words", ["TRYAGAIN not now", "CLUSTERDOWN down", "ASK 1 h:1", "MOVED 1 h:1"])
 def test_a_history_that_cannot_be_read_just_now(words: str) -> None:
     """Nobody is refused; it is asked for again when somebody says so."""
-    shard, box, done = Shard(), mailbox(), ticket()
+    shard, box, done = Shard(), mailbox(), Ticket()
     trail = Trail(box, kept("a"), "beginning", lambda: 5.0)
     shard.router.add(box, [kept("a")], done, {kept("a"): trail})
     shard.sent()
@@ -1628,7 +1624,7 @@ def test_a_history_that_cannot_be_read_just_now(words: str) -> None:
 
 def test_a_server_alone_refuses_for_good() -> None:
     """Without a cluster these are errors like any other."""
-    router, done = Router(Push), ticket()
+    router, done = Router(Push), Ticket()
     router.begin()
     router.add(mailbox(), [Topic("a")], done)
     router.commands()
@@ -1638,7 +1634,7 @@ def test_a_server_alone_refuses_for_good() -> None:
 
 def test_to_a_node_that_refuses_us() -> None:
     """Whoever has come is told, mailboxes and tickets alike."""
-    old, new, box, done = Shard(), Shard(), mailbox(), ticket()
+    old, new, box, done = Shard(), Shard(), mailbox(), Ticket()
     old.subscribed(box, "a")
     old.router.add(mailbox(), [Topic("b")], done)
     error = ConnectFailed("h:1", "WRONGPASS", permanent=True)
