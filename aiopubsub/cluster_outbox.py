@@ -23,9 +23,10 @@ from .append import Append
 from .dialogue import Command
 from .errors import Closed, NotSent, PubSubError, Unconfirmed
 from .keys import slot_of
+from .line import Batch, Line, Request, fail, look_at
 from .link import Link
 from .nodes import Nodes
-from .outbox import Batch, Line, Outbox, Request, fail, look_at
+from .outbox import Outbox
 from .slots import Address, Redirect
 from .topic import History
 from .wire import Push

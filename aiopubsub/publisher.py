@@ -21,8 +21,8 @@ from .deployment import AnyLine, Commanding
 from .dialogue import PUBLISH, SPUBLISH, Command
 from .errors import Closed, EncodeFailed, NotSent, PubSubError
 from .frame import MAGIC, frame, pack_headers
+from .line import Batch
 from .message import Receipt, position_at
-from .outbox import Batch
 from .topic import History, Topic
 
 __all__ = ["BytesLike", "Publisher"]

@@ -33,7 +33,7 @@ LAYERS = [
         "message",
         "mailbox",
     ],
-    ["dialogue", "trail", "routes", "reads", "deliveries", "router", "append", "outbox", "lookout"],
+    ["dialogue", "trail", "routes", "reads", "deliveries", "router", "append", "line", "outbox", "lookout"],
     ["wire", "memory_streams", "memory"],
     ["session"],
     ["link", "deployment", "sentinel", "nodes", "cluster_router", "cluster_outbox", "cluster"],

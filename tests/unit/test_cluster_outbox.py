@@ -24,7 +24,7 @@ from aiopubsub.errors import (
     Unconfirmed,
 )
 from aiopubsub.keys import history_key, slot_of
-from aiopubsub.outbox import Batch
+from aiopubsub.line import Batch
 from aiopubsub.topic import History
 from tests.unit.fake_cluster import HEARTBEAT, FakeCluster, FakeServer, channel_in
 from tests.virtual_time import run

@@ -17,8 +17,9 @@ from aiopubsub.append import CALL_BYTES, CALL_ENTRIES, LOAD, SHA, Append, Entry
 from aiopubsub.dialogue import OutOfStep
 from aiopubsub.errors import Closed, ErrorReply, NotSent, PublishRefused, PubSubError, Unconfirmed
 from aiopubsub.keys import history_key
+from aiopubsub.line import Batch, Line
 from aiopubsub.memory_streams import MemoryStreams
-from aiopubsub.outbox import WRITE_BYTES, Batch, Line, Outbox
+from aiopubsub.outbox import WRITE_BYTES, Outbox
 
 
 class Push(list[Any]):
