@@ -30,7 +30,7 @@ PARALLEL = ("-n2", "--dist=worksteal")
 """Two at a time on any machine: tests of what takes how long share their cores with one other."""
 
 BUSY = ("-n3", "--dist=worksteal")
-"""For tests of what happens, whenever that is: a third of their time they wait for processes."""
+"""For tests of what happens, whenever that is: on two cores a sixth faster than two at a time."""
 
 
 @nox.session

@@ -26,6 +26,10 @@ ROOT = Path(__file__).parents[2]
 DEADLINE_S = 20.0
 COMMAND = (sys.executable, "-m", "aiopubsub")
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # in the background of a shell without job control (POSIX, XCU 2.11); what we start would ignore it too
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 
 def environment(**more: str) -> dict[str, str]:
     """The environment without what would change the outcome."""
